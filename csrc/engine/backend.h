@@ -1,0 +1,136 @@
+/* The one contract between the engine and a machine-learning framework.
+ *
+ * A backend is a table of C functions, found through a PyCapsule named
+ * PAML_BACKEND_CAPSULE whose pointer is a `const struct paml_backend *` that lives as
+ * long as the process. The table is append-only: `abi_version` changes when a member
+ * changes its meaning, `struct_size` tells which members are there.
+ *
+ * Threads. `load`, `open`, `run`, `close` and `unload` are called on the model's
+ * worker threads, never with the GIL, and must not take it (the python backend, which
+ * lives in csrc/python, is the exception that proves the rule). An instance is used by
+ * one thread only, the one that opened it. `describe` is called on a worker after
+ * `load`, before any `open`; what it returns stays valid until `unload`. `devices` may
+ * be called from any thread.
+ *
+ * Errors. A function returns 0, or fills `err` and returns its code. C++ exceptions
+ * must not cross: every function is noexcept.
+ */
+#ifndef PAML_BACKEND_H
+#define PAML_BACKEND_H
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "error.h"
+#include "value.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define PAML_ABI_VERSION 1u
+#define PAML_BACKEND_CAPSULE "pyasyncml.backend"
+
+/* One named input or output of an entry. */
+struct paml_spec {
+    const char *name;        /* NULL: by position only */
+    const char *type;        /* the framework's own words, for people; may be NULL */
+    uint32_t kinds;          /* PAML_KIND_BIT of every kind accepted at the top */
+    DLDataType dtype;        /* bits == 0: any */
+    int32_t ndim;            /* -1: any */
+    const int64_t *shape;    /* ndim sizes, -1: any; NULL where ndim is -1 */
+    int32_t batch_axis;      /* -1: not stated */
+    uint32_t optional;       /* 1: has a default, may be left out */
+};
+
+/* One function of a loaded program: "forward", a SavedModel signature, … */
+struct paml_entry {
+    const char *name;
+    uint32_t n_inputs, n_outputs;
+    const struct paml_spec *inputs, *outputs;
+    uint32_t variadic;       /* 1: takes any number of positional inputs of any kind */
+};
+
+struct paml_load_spec {
+    const char *path;        /* NULL where the backend needs none */
+    const char *entry;       /* name of the entry to serve; NULL: the default one */
+    void *options;           /* the backend's own; the caller keeps it alive */
+};
+
+struct paml_run {
+    /* Positional inputs in the entry's order; a left-out optional input in the middle
+       has kind PAML_NONE and `count` PAML_ABSENT. Prefix order, see value.h. */
+    const struct paml_value *inputs;
+    uint32_t n_inputs;       /* values in all, containers and their items counted */
+    uint32_t n_arguments;    /* inputs at the top level */
+    struct paml_outputs *outputs; /* empty; filled by the run, one structure */
+    int64_t deadline_ns;     /* CLOCK_MONOTONIC; 0: none. A hint. */
+};
+
+#define PAML_ABSENT 0xffffffffu
+
+struct paml_device_info {
+    DLDevice device;
+    char name[64];           /* "NVIDIA H100", … or "cpu" */
+    uint64_t memory;         /* bytes; 0: unknown */
+};
+
+struct paml_backend {
+    uint32_t abi_version;    /* PAML_ABI_VERSION */
+    uint32_t struct_size;    /* sizeof(struct paml_backend) where it was compiled */
+    const char *name;        /* "torch", "echo", … */
+    const char *version;     /* of the framework, for people */
+
+    int (*load)(const struct paml_load_spec *spec, void **program,
+                struct paml_error *err);
+    void (*unload)(void *program);
+    /* The entry that `load` was asked for. */
+    const struct paml_entry *(*describe)(void *program);
+
+    /* One instance: whatever one worker needs to run alone. `threads` is the number of
+       intra-op threads it may use, this one included. */
+    int (*open)(void *program, DLDevice device, int threads, void **instance,
+                struct paml_error *err);
+    int (*run)(void *instance, struct paml_run *run, struct paml_error *err);
+    void (*close)(void *instance);
+
+    /* Fills at most `capacity` and returns how many there are. NULL: the CPU only. */
+    int (*devices)(struct paml_device_info *infos, int capacity);
+};
+
+/* Room for `more` further values; the new ones are zeroed (PAML_NONE). Returns the
+   first of them, or NULL when memory ran out. Inline, so that a backend links to
+   nothing of the core. */
+static inline struct paml_value *
+paml_outputs_append(struct paml_outputs *outputs, uint32_t more)
+{
+    struct paml_value *values;
+    uint32_t capacity;
+
+    if (outputs->capacity - outputs->count < more) {
+        capacity = outputs->count + more + outputs->count / 2;
+        if (outputs->values == outputs->first) {
+            values = (struct paml_value *)malloc(capacity * sizeof(*values));
+            if (values != NULL) {
+                memcpy(values, outputs->first, outputs->count * sizeof(*values));
+            }
+        } else {
+            values = (struct paml_value *)realloc(outputs->values,
+                                                  capacity * sizeof(*values));
+        }
+        if (values == NULL) {
+            return NULL;
+        }
+        outputs->values = values;
+        outputs->capacity = capacity;
+    }
+    values = outputs->values + outputs->count;
+    memset(values, 0, more * sizeof(*values));
+    outputs->count += more;
+    return values;
+}
+
+#ifdef __cplusplus
+}
+#endif
+#endif
