@@ -19,16 +19,27 @@ struct paml_request;
 
 enum future_status { FUTURE_PENDING, FUTURE_CANCELLED, FUTURE_FINISHED };
 
+struct future_callback {
+    PyObject *function, *context;
+    uint64_t serial; /* orders and names the callbacks of one future */
+};
+
+/* In the order they were added. The first stands apart: most futures have just one. */
+struct future_callbacks {
+    struct future_callback first; /* function NULL: none */
+    struct future_callback *rest; /* PyMem; serials ascend */
+    size_t count, room;           /* of `rest` */
+};
+
 typedef struct FutureObj {
     PyObject_HEAD
     PyObject *loop;
-    /* The first callback and its context stand apart: most futures have just one. */
-    PyObject *callback0, *context0;
-    PyObject *callbacks; /* list of (callback, context) after the first, or NULL */
-    PyObject *result, *exception, *exception_tb;
+    struct future_callbacks callbacks; /* touched by future_callbacks.c alone */
+    uint64_t next_serial;              /* of the next callback; never goes back */
+    PyObject *result, *exception;
+    PyObject *exception_tb; /* of the exception as it was set; NULL once raised */
     PyObject *source_tb;
     PyObject *cancel_msg;
-    PyObject *cancelled_exc; /* kept so that one CancelledError is raised once */
     PyObject *dict, *weakrefs;
     /* Owned by the request machinery; NULL for a future made by hand. While PENDING:
        the work in flight. When FINISHED: its outputs, until converted. */
@@ -37,6 +48,7 @@ typedef struct FutureObj {
     unsigned char status;         /* enum future_status */
     unsigned char log_tb;
     unsigned char blocking;
+    unsigned char converting; /* paml_request_result() is on the stack */
 } FutureObj;
 
 /* --- what future.c offers the rest of the module --- */
@@ -50,7 +62,7 @@ void paml_future_settle_request(FutureObj *future);
 /* Settles with an exception instance (borrowed); never fails. */
 void paml_future_settle_exception(FutureObj *future, PyObject *exception);
 
-/* Schedules and forgets all callbacks through loop.call_soon, in order: what asyncio
+/* Schedules and forgets all callbacks of a settled future through loop.call_soon, in order: what asyncio
    does. Returns -1 with an exception set where call_soon raised. */
 int paml_future_schedule_callbacks(struct module_state *state, FutureObj *future);
 
@@ -58,7 +70,9 @@ int paml_future_schedule_callbacks(struct module_state *state, FutureObj *future
    context, as the loop would have done in its next turn. An exception of a callback
    goes to loop.call_exception_handler, as Handle._run has it; SystemExit and
    KeyboardInterrupt come back as -1 with the callbacks that were not called yet
-   scheduled through call_soon. */
+   scheduled through call_soon. Scheduled as well, and not called: whatever follows a
+   callback whose context is entered already, and everything while a task of the loop
+   is being run. */
 int paml_future_run_callbacks(struct module_state *state, FutureObj *future);
 
 /* --- what request.c offers future.c --- */

@@ -1,0 +1,1 @@
+"""The figures that decide: native awaitables against their peers and their floors."""

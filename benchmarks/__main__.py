@@ -1,0 +1,67 @@
+"""`python -m benchmarks [all|echo|torch|plot]`: measure, or plot what was measured."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+from pathlib import Path
+
+from . import plots, report, suites
+from .results import OtherLoad, Results, machine
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "what", nargs="?", default="all", choices=("all", "echo", "torch", "plot")
+    )
+    parser.add_argument(
+        "results", nargs="?", type=Path, help="for plot: a results.json"
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.3, help="of one run")
+    parser.add_argument(
+        "--quick", action="store_true", help="a smoke run: figures mean nothing"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "results"
+    )
+    parser.add_argument("--no-plot", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.what == "plot":
+        if arguments.results is None:
+            parser.error("plot needs a results.json")
+        plots.plot(
+            Results.read(arguments.results), arguments.results.with_suffix(".png")
+        )
+        return 0
+    if arguments.quick:
+        arguments.rounds, arguments.seconds = 1, 0.01
+    plan = suites.Plan(arguments.rounds, arguments.seconds)
+
+    started, other = time.monotonic(), OtherLoad()
+    results = Results(machine(), {"rounds": plan.rounds, "seconds a run": plan.seconds})
+    if arguments.what in ("all", "echo"):
+        asyncio.run(suites.echo_suite(results, plan))
+    if arguments.what in ("all", "torch"):
+        asyncio.run(suites.torch_suite(results, plan))
+    results.settings["took s"] = round(time.monotonic() - started)
+    results.settings["cores busy with other processes"] = round(other.cores(), 2)
+
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    results.save(arguments.output / "results.json")
+    text = report.markdown(results)
+    (arguments.output / "results.md").write_text(text)
+    print(text)
+    if not arguments.no_plot:
+        try:
+            plots.plot(results, arguments.output / "results.png")
+        except ImportError:
+            print("no plot: matplotlib is not installed", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

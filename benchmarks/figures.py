@@ -1,0 +1,189 @@
+"""The figures that decide: ratios between runs of one round, against their targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .load import Run
+from .quantiles import Spread
+from .results import Cell, Results
+
+AT_MOST, AT_LEAST = "≤", "≥"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """`spread`: over the rounds; the median is what meets the target or doesn't."""
+
+    text: str
+    spread: Spread
+    unit: str = ""
+    sense: str | None = None
+    target: float | None = None
+
+    @property
+    def met(self) -> bool | None:
+        """None for a figure that is there to be read, without a target."""
+        if self.target is None:
+            return None
+        if self.sense == AT_MOST:
+            return self.spread.median <= self.target
+        return self.spread.median >= self.target
+
+
+def time_per_request(run: Run) -> float:
+    return run.us_per_request
+
+
+def cpu_per_request(run: Run) -> float:
+    return run.cpu_us
+
+
+def throughput(run: Run) -> float:
+    return run.rps
+
+
+def p50(run: Run) -> float:
+    assert run.p50_us is not None
+    return run.p50_us
+
+
+def lag_p50(run: Run) -> float:
+    assert run.lag is not None
+    return run.lag.p50_us
+
+
+def lag_p99(run: Run) -> float:
+    assert run.lag is not None
+    return run.lag.p99_us
+
+
+class _Reader:
+    def __init__(self, results: Results) -> None:
+        self._results = results
+        self.figures: list[Figure] = []
+
+    def rounds(
+        self,
+        read: Callable[[Run], float],
+        contender: str,
+        workload: str,
+        in_flight: int,
+        instances: int = 1,
+        mode: str = "closed",
+    ) -> list[float]:
+        cell = Cell(workload, instances, mode, in_flight, contender)
+        return self._results.values(cell, read)
+
+    def add(
+        self,
+        text: str,
+        values: list[float],
+        sense: str | None = None,
+        target: float | None = None,
+        unit: str = "",
+    ) -> None:
+        self.figures.append(Figure(text, Spread.of(values), unit, sense, target))
+
+    def has(self, workload: str) -> bool:
+        return any(cell.workload == workload for cell in self._results.cells)
+
+
+def figures(results: Results) -> list[Figure]:
+    reader = _Reader(results)
+    if reader.has("echo"):
+        for placement in ("free", "apart"):
+            if reader.has(f"alone, {placement}"):
+                _alone(reader, placement)
+        _echo(reader)
+        _delayed_echo(reader)
+    for model in ("tiny MLP", "MLP", "transformer"):
+        if reader.has(model):
+            _model(reader, model)
+    return reader.figures
+
+
+def _divided(over: list[float], under: list[float]) -> list[float]:
+    return [a / b if b else float("inf") for a, b in zip(over, under, strict=True)]
+
+
+def _minus(values: list[float], base: list[float]) -> list[float]:
+    return [a - b for a, b in zip(values, base, strict=True)]
+
+
+def _alone(reader: _Reader, placement: str) -> None:
+    workload = f"alone, {placement}"
+    names = ("native", "native, PYASYNCML_SPIN=0")
+    floor = reader.rounds(p50, "C ping-pong", workload, 1, mode="alone")
+    for name, target in zip(names, (1.25, None), strict=True):
+        times = reader.rounds(p50, name, workload, 1, mode="alone")
+        sense = AT_MOST if target else None
+        text = f"{workload}: p50 of {name} / C ping-pong"
+        reader.add(text, _divided(times, floor), sense, target)
+    for name in (*names, "C ping-pong"):
+        cpu = reader.rounds(cpu_per_request, name, workload, 1, mode="alone")
+        reader.add(f"{workload}: CPU a request, {name}", cpu, unit="µs")
+
+
+def _echo(reader: _Reader) -> None:
+    each = {
+        name: reader.rounds(time_per_request, name, "echo", 512)
+        for name in ("native", "bridge", "to_thread", "direct")
+    }
+    native = _minus(each["native"], each["direct"])
+    for peer, target in (("to_thread", 1 / 20), ("bridge", 0.65)):
+        ratio = _divided(native, _minus(each[peer], each["direct"]))
+        text = f"echo, 512 in flight, time added to direct: native / {peer}"
+        reader.add(text, ratio, AT_MOST, target)
+    reader.add("echo, 512 in flight, time added to direct: native", native, unit="µs")
+    _lag_against_to_thread(reader, "echo")
+
+
+def _delayed_echo(reader: _Reader) -> None:
+    name = "echo 1 ms"
+    served = reader.rounds(throughput, "native", name, 64, instances=2)
+    full = [2000.0] * len(served)
+    text = "echo of 1 ms, 2 instances, 64 in flight: requests per second / 2,000"
+    reader.add(text, _divided(served, full), AT_LEAST, 0.99)
+    one_thread = reader.rounds(throughput, "direct", name, 64, instances=2)
+    text = "echo of 1 ms, 2 instances, 64 in flight: requests per second / 2 x direct"
+    reader.add(text, _divided(served, [2 * rate for rate in one_thread]))
+    for which, read in (("p50", lag_p50), ("p99", lag_p99)):
+        lag = reader.rounds(read, "native", name, 64, instances=2)
+        idle = reader.rounds(read, "idle loop", name, 0, instances=2, mode="idle")
+        text = f"echo of 1 ms, 64 in flight, loop lag {which}: native / idle loop"
+        reader.add(text, _divided(lag, idle), AT_MOST, 1.25)
+
+
+def _cpp_loop(
+    reader: _Reader, read: Callable[[Run], float], model: str, threads: int
+) -> list[float]:
+    return reader.rounds(read, "C++ loop", model, threads, threads, mode="floor")
+
+
+def _model(reader: _Reader, model: str) -> None:
+    for instances, target in ((1, 0.95), (2, 0.90)):
+        served = reader.rounds(throughput, "native", model, 64, instances)
+        floor = _cpp_loop(reader, throughput, model, instances)
+        text = f"{model}, 64 in flight, requests per second: native / C++ loop"
+        text += f", {instances} thread" + ("s" if instances > 1 else "")
+        if model == "tiny MLP":
+            reader.add(text, _divided(served, floor))
+        else:
+            reader.add(text, _divided(served, floor), AT_LEAST, target)
+    if model == "tiny MLP":
+        native = reader.rounds(cpu_per_request, "native", model, 64)
+        floor = _cpp_loop(reader, cpu_per_request, model, 1)
+        noop = reader.rounds(cpu_per_request, "direct", "echo, shape (1, 32)", 64)
+        above = _minus(_minus(native, floor), noop)
+        text = "tiny MLP, 64 in flight, CPU a request: native - C++ loop - direct no-op"
+        reader.add(text, above, AT_MOST, 3.0, "µs")
+    _lag_against_to_thread(reader, model)
+
+
+def _lag_against_to_thread(reader: _Reader, workload: str) -> None:
+    native = reader.rounds(lag_p99, "native", workload, 512)
+    thread = reader.rounds(lag_p99, "to_thread", workload, 512)
+    text = f"{workload}, 512 in flight, loop lag p99: native / to_thread"
+    reader.add(text, _divided(native, thread), AT_MOST, 0.2)

@@ -1,0 +1,103 @@
+"""Programs that take turns with the contenders from processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from .beat import Lag
+from .load import Run
+from .models import Model
+from .native import build
+
+
+class Peer:
+    """A process that answers each line with a line of JSON, and rests in between."""
+
+    def __init__(
+        self, command: Sequence[str], env: Mapping[str, str] | None = None
+    ) -> None:
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(env or {})},
+        )
+
+    def ask(self, line: str) -> Run:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdin.write(line + "\n")
+        stdin.flush()
+        answer = stdout.readline()
+        if not answer:
+            raise RuntimeError(
+                f"{self._process.args!r} ended with {self._process.wait()}"
+            )
+        self.last: dict[str, Any] = json.loads(answer)
+        return _run(self.last)
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._process.communicate()  # end of input ends it
+
+
+def _run(fields: dict[str, Any]) -> Run:
+    lag = fields.get("lag")
+    return Run(
+        requests=fields["requests"],
+        wall_s=fields["wall_s"],
+        cpu_s=fields["cpu_s"],
+        p50_us=fields.get("p50_us"),
+        p99_us=fields.get("p99_us"),
+        lag=Lag(**lag) if lag else None,
+    )
+
+
+def pingpong() -> Peer:
+    return Peer([str(build.pingpong())])
+
+
+def alone(spin: bool) -> Peer:
+    command = [sys.executable, "-m", "benchmarks.alone"]
+    return Peer(command, None if spin else {"PYASYNCML_SPIN": "0"})
+
+
+class TorchLoop:
+    """The C++ loop on one model, checked to compute what Python computes."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        sizes = [str(size) for size in model.shape]
+        self._peer = Peer(
+            [str(build.torch_loop()), str(model.path), str(model.input_path), *sizes]
+        )
+
+    def ask(self, threads: int, seconds: float) -> Run:
+        run = self._peer.ask(f"{threads} {seconds}")
+        total, expected = self._peer.last["sum"], self._model.weighted_sum
+        if abs(total - expected) > 1e-3 * max(1.0, abs(expected)):
+            raise RuntimeError(
+                f"{self._model.name}: {total} in C++, {expected} in Python"
+            )
+        return run
+
+    def __enter__(self) -> TorchLoop:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._peer.__exit__(*exception)

@@ -1,0 +1,69 @@
+"""Throughput and loop lag over the number of requests in flight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .figures import lag_p99, throughput
+from .quantiles import Spread
+from .results import Results
+
+
+def plot(results: Results, path: Path) -> None:
+    """Writes a PNG: a row a workload, medians with the rounds' ends."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    closed = [
+        cell for cell in results.cells if cell.mode == "closed" and cell.instances == 1
+    ]
+    workloads = [
+        name
+        for name in dict.fromkeys(cell.workload for cell in closed)
+        if len({cell.load for cell in closed if cell.workload == name}) > 1
+    ]
+    figure, grid = pyplot.subplots(
+        len(workloads), 2, figsize=(11, 3.6 * len(workloads)), squeeze=False
+    )
+    for row, workload in zip(grid, workloads, strict=True):
+        _draw(row[0], results, workload, throughput, "requests per second")
+        _draw(row[1], results, workload, lag_p99, "loop lag p99 (µs)")
+    grid[0][0].legend(fontsize="small")
+    figure.suptitle(
+        f"closed loop, {results.machine['cores']} cores, {results.machine['python']}"
+    )
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _draw(axes: Any, results: Results, workload: str, read: Any, label: str) -> None:
+    curves: dict[str, list[tuple[int, Spread]]] = {}
+    for cell in results.cells:
+        if (cell.workload, cell.mode, cell.instances) == (workload, "closed", 1):
+            spread = Spread.of(results.values(cell, read))
+            curves.setdefault(cell.contender, []).append((cell.load, spread))
+    for index, (contender, points) in enumerate(sorted(curves.items())):
+        points.sort(key=lambda point: point[0])
+        middle = [spread.median for _, spread in points]
+        below = [spread.median - spread.low for _, spread in points]
+        above = [spread.high - spread.median for _, spread in points]
+        axes.errorbar(
+            [amount for amount, _ in points],
+            middle,
+            [below, above],
+            label=contender,
+            color=f"C{index}",
+            linewidth=2.5 if contender == "native" else 1.2,
+            linestyle="--" if contender == "direct" else "-",
+            marker="o",
+            markersize=3,
+            capsize=2,
+        )
+    axes.set(
+        xscale="log", yscale="log", xlabel="in flight", ylabel=label, title=workload
+    )
+    axes.grid(alpha=0.3, which="both")

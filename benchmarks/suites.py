@@ -1,0 +1,158 @@
+"""What is measured: which workloads under which loads, everyone taking turns."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import contenders, echo, floors, load
+from .contenders import Contender, Workload
+from .load import Run
+from .results import Cell, Results
+
+IN_FLIGHT = (1, 8, 64, 512, 1024)
+ECHO_RATES = (1_000, 10_000, 30_000)
+OPEN_SHARE = 0.5  # of the C++ loop's requests per second, for the models' open loop
+
+
+@dataclass(frozen=True)
+class Plan:
+    rounds: int
+    seconds: float  # of one run
+
+    @property
+    def warm(self) -> float:
+        return min(0.2, self.seconds)
+
+
+class Stage:
+    """One workload with its contenders, ready to take turns."""
+
+    def __init__(self, results: Results, plan: Plan, workload: Workload) -> None:
+        self._results = results
+        self._plan = plan
+        self.workload = workload
+        self._contenders: dict[str, Contender] = {}
+        self._stack = AsyncExitStack()
+
+    async def open(self, names: Sequence[str]) -> None:
+        self._stack.push_async_callback(self.workload.close)
+        for name in names:
+            contender = await contenders.starters()[name](self.workload)
+            self._stack.push_async_callback(contender.close)
+            self._contenders[name] = contender
+            await load.closed(contender, self.workload.x, 64, self._plan.warm)
+
+    async def close(self) -> None:
+        await self._stack.aclose()
+
+    def _turns(self, turn: int) -> Iterator[tuple[str, Contender]]:
+        """Everyone, starting with another one each round."""
+        pairs = list(self._contenders.items())
+        start = turn % len(pairs)
+        yield from pairs[start:] + pairs[:start]
+
+    async def closed(self, turn: int, in_flight: int) -> None:
+        for name, contender in self._turns(turn):
+            run = await load.closed(
+                contender, self.workload.x, in_flight, self._plan.seconds
+            )
+            self._add("closed", in_flight, name, run)
+
+    async def open_loop(self, turn: int, rate: int) -> None:
+        for name, contender in self._turns(turn):
+            run = await load.open_loop(
+                contender, self.workload.x, rate, self._plan.seconds, seed=turn
+            )
+            self._add("open", rate, name, run)
+
+    async def idle(self) -> None:
+        self._add("idle", 0, "idle loop", await load.idle(self._plan.seconds))
+
+    def floor(self, threads: int, run: Run) -> None:
+        cell = Cell(self.workload.name, threads, "floor", threads, "C++ loop")
+        self._results.add(cell, run)
+
+    def _add(self, mode: str, amount: int, contender: str, run: Run) -> None:
+        workload = self.workload
+        cell = Cell(workload.name, workload.instances, mode, amount, contender)
+        self._results.add(cell, run)
+
+
+def placements() -> tuple[str, ...]:
+    """Where the loop's and the worker's thread may run: see native/pingpong.c."""
+    return ("free", "apart") if len(os.sched_getaffinity(0)) > 1 else ("free",)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+async def echo_suite(results: Results, plan: Plan) -> None:
+    everyone = tuple(contenders.starters())
+
+    say("alone in flight: ping-pong floor, native, native without spinning")
+    with ExitStack() as stack:
+        peers = {
+            "C ping-pong": stack.enter_context(floors.pingpong()),
+            "native": stack.enter_context(floors.alone(spin=True)),
+            "native, PYASYNCML_SPIN=0": stack.enter_context(floors.alone(spin=False)),
+        }
+        for _ in range(plan.rounds):
+            for placement in placements():
+                for name, peer in peers.items():
+                    run = peer.ask(f"{plan.seconds} {placement}")
+                    results.add(Cell(f"alone, {placement}", 1, "alone", 1, name), run)
+
+    for instances, delay, in_flight, rates in (
+        (1, 0.0, IN_FLIGHT, ECHO_RATES),
+        (2, 0.0, (64, 512), ()),
+        (2, 0.001, (64, 512), (1_000,)),
+    ):
+        stage = Stage(results, plan, await echo.workload(instances, delay))
+        say(f"{stage.workload.name}, instances={instances}")
+        await stage.open(everyone)
+        for turn in range(plan.rounds):
+            if delay:
+                await stage.idle()
+            for amount in in_flight:
+                await stage.closed(turn, amount)
+            for rate in rates:
+                await stage.open_loop(turn, rate)
+        await stage.close()
+
+
+async def torch_suite(results: Results, plan: Plan) -> None:
+    from . import models
+
+    everyone = tuple(contenders.starters())
+    with tempfile.TemporaryDirectory() as folder:
+        for model in models.build(Path(folder)):
+            say(model.name)
+            with floors.TorchLoop(model) as floor:
+                one = Stage(results, plan, models.workload(model, instances=1))
+                two = Stage(results, plan, models.workload(model, instances=2))
+                noop = Stage(results, plan, await echo.workload(1, 0.0, one.workload.x))
+                await one.open(everyone)
+                await two.open(("native", "bridge", "executor"))
+                await noop.open(("direct",))
+                rate = 0
+                for turn in range(plan.rounds):
+                    for threads in (1, 2):
+                        run = floor.ask(threads, plan.seconds)
+                        one.floor(threads, run)
+                        if not rate:
+                            rate = int(OPEN_SHARE * run.rps)
+                    for in_flight in IN_FLIGHT:
+                        await one.closed(turn, in_flight)
+                        if in_flight == 64:
+                            await two.closed(turn, in_flight)
+                            await noop.closed(turn, in_flight)
+                    await one.open_loop(turn, rate)
+                for stage in (noop, two, one):
+                    await stage.close()

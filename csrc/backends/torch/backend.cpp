@@ -1,0 +1,99 @@
+/* The table of C functions: the only way in, and no exception comes out. */
+#include <memory>
+
+#include "torch_backend.h"
+
+#include "device.h"
+#include "errors.h"
+#include "instance.h"
+#include "program.h"
+
+using pyasyncml::Instance;
+using pyasyncml::Program;
+using pyasyncml::report;
+
+extern "C" {
+
+/* Thread: worker. GIL: not held, not taken. (Of all functions here but `devices`.) */
+static int
+torch_load(const struct paml_load_spec *spec, void **program,
+           struct paml_error *err) noexcept
+{
+    if (spec->path == nullptr) {
+        return paml_fail(err, PAML_ERR_LOAD, "the torch backend needs a file");
+    }
+    try {
+        *program = new Program(spec->path, spec->entry);
+        return PAML_OK;
+    } catch (...) {
+        return report(err, PAML_ERR_LOAD);
+    }
+}
+
+static void
+torch_unload(void *program) noexcept
+{
+    delete static_cast<Program *>(program);
+}
+
+static const struct paml_entry *
+torch_describe(void *program) noexcept
+{
+    return static_cast<Program *>(program)->entry();
+}
+
+static int
+torch_open(void *program, DLDevice device, int threads, void **instance,
+           struct paml_error *err) noexcept
+{
+    try {
+        *instance = new Instance(*static_cast<Program *>(program), device, threads);
+        return PAML_OK;
+    } catch (...) {
+        return report(err, PAML_ERR_LOAD);
+    }
+}
+
+static int
+torch_run(void *instance, struct paml_run *run, struct paml_error *err) noexcept
+{
+    try {
+        static_cast<Instance *>(instance)->run(run);
+        return PAML_OK;
+    } catch (...) {
+        return report(err, PAML_ERR_BACKEND);
+    }
+}
+
+static void
+torch_close(void *instance) noexcept
+{
+    delete static_cast<Instance *>(instance);
+}
+
+/* Thread: any. GIL: either way. */
+static int
+torch_devices(struct paml_device_info *infos, int capacity) noexcept
+{
+    try {
+        return pyasyncml::list_devices(infos, capacity);
+    } catch (...) {
+        return 0;
+    }
+}
+
+const struct paml_backend paml_torch_backend = {
+    .abi_version = PAML_ABI_VERSION,
+    .struct_size = sizeof(struct paml_backend),
+    .name = "torch",
+    .version = PAML_TORCH_VERSION,
+    .load = torch_load,
+    .unload = torch_unload,
+    .describe = torch_describe,
+    .open = torch_open,
+    .run = torch_run,
+    .close = torch_close,
+    .devices = torch_devices,
+};
+
+} // extern "C"

@@ -1,0 +1,172 @@
+#include "device.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <optional>
+#include <thread>
+
+#include <unistd.h>
+
+#include <ATen/Context.h>
+#include <ATen/DLConvertor.h>
+#include <ATen/DeviceAccelerator.h>
+#include <ATen/Parallel.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include "errors.h"
+
+/* Whatever OpenMP runtime LibTorch brought; absent from builds without one. Linking an
+   OpenMP of our own would be a second pool of threads. */
+extern "C" __attribute__((weak)) void omp_set_num_threads(int threads);
+
+namespace pyasyncml {
+namespace {
+
+std::optional<c10::DeviceType>
+accelerator_type()
+{
+    const auto type = at::getAccelerator(/*checked=*/false);
+    if (type.has_value() && c10::impl::hasDeviceGuardImpl(*type)) {
+        return type;
+    }
+    return std::nullopt;
+}
+
+int
+accelerator_count()
+{
+    const auto type = accelerator_type();
+    return type ? c10::impl::getDeviceGuardImpl(*type)->deviceCount() : 0;
+}
+
+uint64_t
+host_memory()
+{
+    const long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
+    return pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size : 0;
+}
+
+std::string
+names_of_devices()
+{
+    std::string names = "cpu";
+    for (int i = 0; i < accelerator_count(); i++) {
+        names += ", " + c10::Device(*accelerator_type(), (c10::DeviceIndex)i).str();
+    }
+    return names;
+}
+
+} // namespace
+
+c10::Device
+device_of(DLDevice device)
+{
+    if (device.device_type == kDLCUDAHost || device.device_type == kDLROCMHost) {
+        return c10::Device(c10::kCPU);
+    }
+    return at::dlDeviceToTorchDevice(device.device_type,
+                                     (c10::DeviceIndex)device.device_id);
+}
+
+DLDevice
+dlpack_of(c10::Device device)
+{
+    return at::torchDeviceToDLDevice(device);
+}
+
+c10::Device
+require_device(DLDevice wanted)
+{
+    if (wanted.device_type == kDLCPU) {
+        return c10::Device(c10::kCPU);
+    }
+    std::optional<c10::Device> device;
+    try {
+        device = device_of(wanted);
+    } catch (const c10::Error &) {
+        /* A kind of device that torch has no word for: absent like any other. */
+    }
+    if (!device || device->type() != accelerator_type() ||
+        std::max<int>(device->index(), 0) >= accelerator_count()) {
+        const std::string name =
+            device ? device->str()
+                   : "of DLPack type " + std::to_string((int)wanted.device_type);
+        throw Failure(PAML_ERR_LOAD, "no device " + name +
+                                         "; torch can run on: " + names_of_devices());
+    }
+    /* Streams and allocators of CUDA throw on a native thread before this. */
+    at::globalContext().lazyInitDevice(device->type());
+    return *device;
+}
+
+int
+list_devices(struct paml_device_info *infos, int capacity)
+{
+    const int count = 1 + accelerator_count();
+    for (int i = 0; i < std::min(count, capacity); i++) {
+        const c10::Device device =
+            i == 0 ? c10::Device(c10::kCPU)
+                   : c10::Device(*accelerator_type(), (c10::DeviceIndex)(i - 1));
+        infos[i] = {};
+        infos[i].device = dlpack_of(device);
+        infos[i].memory = i == 0 ? host_memory() : 0;
+        snprintf(infos[i].name, sizeof(infos[i].name), "%s", device.str().c_str());
+    }
+    return count;
+}
+
+void
+use_threads(int threads)
+{
+    thread_local int current = 0;
+    if (threads != current) {
+        /* First: torch sets a thread up at its first question, and would undo ours. */
+        (void)at::get_num_threads();
+        if (omp_set_num_threads != nullptr) {
+            omp_set_num_threads(threads);
+        }
+        current = threads;
+    }
+}
+
+Queue::Queue(c10::Device device)
+    : stream_(c10::impl::getDeviceGuardImpl(device.type())
+                  ->getStreamFromGlobalPool(device)),
+      event_(device.type())
+{
+}
+
+void
+Queue::follow_default_stream()
+{
+    const auto *guard = c10::impl::getDeviceGuardImpl(stream_.device_type());
+    event_.record(guard->getDefaultStream(stream_.device()));
+    event_.block(stream_);
+}
+
+void
+Queue::wait()
+{
+    using namespace std::chrono;
+
+    /* Event::synchronize burns a core on CUDA (c10::EventFlag has no blocking wait). */
+    event_.record(stream_);
+    const auto start = steady_clock::now();
+    while (!event_.query()) {
+        const auto elapsed = steady_clock::now() - start;
+        if (elapsed > microseconds(30)) {
+            std::this_thread::sleep_for(std::clamp<steady_clock::duration>(
+                elapsed / 8, microseconds(20), microseconds(500)));
+        }
+    }
+}
+
+void
+Queue::lend_to_default_stream(const c10::DataPtr &data) const
+{
+    const auto *guard = c10::impl::getDeviceGuardImpl(stream_.device_type());
+    guard->recordDataPtrOnStream(data, guard->getDefaultStream(stream_.device()));
+}
+
+} // namespace pyasyncml

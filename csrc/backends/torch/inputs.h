@@ -1,0 +1,88 @@
+/* struct paml_value -> c10::IValue, as the types of a TorchScript signature ask. */
+#ifndef PAML_TORCH_INPUTS_H
+#define PAML_TORCH_INPUTS_H
+
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/ivalue.h>
+#include <c10/core/Device.h>
+
+#include "backend.h"
+#include "program.h"
+
+namespace pyasyncml {
+
+/* The kinds that an argument of this type takes at the top; 0: nothing that exists
+   outside TorchScript fits. */
+uint32_t kinds_of(const c10::Type &type);
+/* The kinds that a result of this type can have at the top. */
+uint32_t kinds_of_result(const c10::Type &type);
+
+/* Tensors that view the caller's memory for the length of one run.
+ *
+ * Owner: an instance. Thread: its worker. */
+class Borrowed {
+public:
+    void
+    add(const at::Tensor &view)
+    {
+        views_.push_back(view);
+    }
+
+    /* The run is over and its stack is gone: gives every view up. A storage that
+       something still refers to (a module that kept its input in an attribute) gets
+       memory of its own first. Returns false when there was no memory for that. */
+    bool give_back() noexcept;
+
+private:
+    std::vector<at::Tensor> views_;
+};
+
+/* Reads one run's inputs, in order. Throws Failure(PAML_ERR_INPUT) that names the
+   argument and what it takes. */
+class InputReader {
+public:
+    InputReader(const struct paml_run &run, c10::Device device, bool copy,
+                Borrowed &borrowed)
+        : at_(run.inputs), end_(run.inputs + run.n_inputs), device_(device),
+          copy_(copy), borrowed_(borrowed)
+    {
+    }
+
+    /* The next value for this argument; its default where it was left out. */
+    c10::IValue read(const Argument &argument);
+
+    /* An input came on the device rather than in host memory. */
+    bool
+    saw_device() const
+    {
+        return saw_device_;
+    }
+
+private:
+    struct Where;
+
+    const struct paml_value &next();
+    c10::IValue convert(const struct paml_value &value, const c10::TypePtr &type,
+                        const Where &where);
+    c10::IValue convert_any(const struct paml_value &value, const Where &where);
+    c10::IValue scalar(const struct paml_value &value, const c10::TypePtr &type,
+                       const Where &where);
+    c10::IValue list(const struct paml_value &value, const c10::TypePtr &type,
+                     const Where &where);
+    c10::IValue dict(const struct paml_value &value, const c10::TypePtr &type,
+                     const Where &where);
+    c10::IValue tuple(const struct paml_value &value, const c10::TypePtr &type,
+                      const Where &where);
+    at::Tensor tensor(const struct paml_value &value, const Where &where);
+
+    const struct paml_value *at_, *end_;
+    c10::Device device_;
+    bool copy_;
+    bool saw_device_ = false;
+    Borrowed &borrowed_;
+};
+
+} // namespace pyasyncml
+#endif

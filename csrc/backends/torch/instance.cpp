@@ -1,0 +1,101 @@
+#include "instance.h"
+
+#include <algorithm>
+
+#include <c10/core/InferenceMode.h>
+
+#include "errors.h"
+#include "outputs.h"
+
+namespace pyasyncml {
+
+Instance::Instance(Program &program, DLDevice device, int threads)
+    : program_(program), device_(require_device(device)), threads_(std::max(threads, 1)),
+      module_(program.module_for(device_))
+{
+    use_threads(threads_);
+    if (!device_.is_cpu()) {
+        queue_ = std::make_unique<Queue>(device_);
+    }
+}
+
+void
+Instance::check_count(const struct paml_run &run) const
+{
+    const size_t most = program_.arguments().size();
+    if (run.n_arguments > most) {
+        throw Failure(PAML_ERR_INPUT, std::string(program_.entry()->name) +
+                                          "() takes at most " + std::to_string(most) +
+                                          (most == 1 ? " input" : " inputs") +
+                                          "; it got " + std::to_string(run.n_arguments));
+    }
+}
+
+/* Runs the entry. Whatever happens, nothing refers to the inputs afterwards. */
+c10::IValue
+Instance::call(const struct paml_run &run, bool *saw_device)
+{
+    /* Also when the run throws: a module may have kept an input before it failed. */
+    struct GiveBack {
+        Instance &instance;
+        ~GiveBack()
+        {
+            instance.stack_.clear();
+        }
+    } give_back = {*this};
+
+    InputReader reader(run, device_, program_.writes().inputs, borrowed_);
+    stack_.emplace_back(module_);
+    for (const Argument &argument : program_.arguments()) {
+        stack_.push_back(reader.read(argument));
+    }
+    *saw_device = reader.saw_device();
+    if (queue_ != nullptr && reader.saw_device()) {
+        queue_->follow_default_stream();
+    }
+    program_.function().run(stack_);
+    return std::move(stack_.back());
+}
+
+void
+Instance::run(struct paml_run *run)
+{
+    if (lost_state_) {
+        throw Failure(PAML_ERR_MEMORY, "memory ran out while the model kept an input in "
+                                       "its state; load it again");
+    }
+    check_count(*run);
+    use_threads(threads_);
+    /* What torch.inference_mode() is to eager code: the same kernels, no autograd. */
+    const c10::InferenceMode inference;
+    c10::OptionalStreamGuard stream;
+    if (queue_ != nullptr) {
+        stream.reset_stream(queue_->stream());
+    }
+
+    struct GiveBack {
+        Instance &instance;
+        ~GiveBack()
+        {
+            instance.lost_state_ |= !instance.borrowed_.give_back();
+        }
+    } give_back = {*this};
+
+    bool saw_device = false;
+    c10::IValue result;
+    try {
+        result = call(*run, &saw_device);
+    } catch (...) {
+        /* The device may still be reading inputs that the caller is about to free. */
+        if (queue_ != nullptr) {
+            queue_->wait();
+        }
+        throw;
+    }
+    if (queue_ != nullptr) {
+        queue_->wait();
+    }
+    write_outputs(std::move(result), run->outputs, queue_.get(), !saw_device);
+}
+
+} // namespace pyasyncml

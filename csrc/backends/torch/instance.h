@@ -1,0 +1,40 @@
+/* What one worker needs to run an entry alone.
+ *
+ * Owner: the engine, from open() to close(). Thread: the worker that opened it, which
+ * never holds the GIL. */
+#ifndef PAML_TORCH_INSTANCE_H
+#define PAML_TORCH_INSTANCE_H
+
+#include <memory>
+#include <vector>
+
+#include <c10/core/Device.h>
+
+#include "device.h"
+#include "inputs.h"
+#include "program.h"
+
+namespace pyasyncml {
+
+class Instance {
+public:
+    Instance(Program &program, DLDevice device, int threads);
+
+    void run(struct paml_run *run);
+
+private:
+    void check_count(const struct paml_run &run) const;
+    c10::IValue call(const struct paml_run &run, bool *saw_device);
+
+    Program &program_;
+    const c10::Device device_;
+    const int threads_;
+    const ObjectPtr module_;
+    std::unique_ptr<Queue> queue_; /* on accelerators */
+    std::vector<c10::IValue> stack_;
+    Borrowed borrowed_;
+    bool lost_state_ = false;
+};
+
+} // namespace pyasyncml
+#endif

@@ -1,0 +1,93 @@
+#include "writes.h"
+
+#include <vector>
+
+#include <torch/csrc/jit/ir/alias_analysis.h>
+#include <torch/csrc/jit/passes/constant_propagation.h>
+#include <torch/csrc/jit/passes/dead_code_elimination.h>
+#include <torch/csrc/jit/passes/inliner.h>
+#include <torch/csrc/jit/runtime/graph_iterator.h>
+
+namespace pyasyncml {
+namespace {
+
+std::vector<torch::jit::Node *>
+nodes_of(std::shared_ptr<torch::jit::Graph> graph)
+{
+    std::vector<torch::jit::Node *> nodes;
+    torch::jit::DepthFirstGraphNodeIterator iterator(graph);
+    while (torch::jit::Node *node = iterator.next()) {
+        nodes.push_back(node);
+    }
+    return nodes;
+}
+
+bool
+is_training_flag(const torch::jit::Node *node)
+{
+    return (node->kind() == torch::jit::prim::GetAttr ||
+            node->kind() == torch::jit::prim::SetAttr) &&
+           node->s(torch::jit::attr::name) == "training";
+}
+
+/* The method's graph with every call inlined and the branches gone that only training
+   takes: batch norm counts its batches in one of them. */
+std::shared_ptr<torch::jit::Graph>
+evaluation_graph(const torch::jit::Method &method)
+{
+    std::shared_ptr<torch::jit::Graph> graph = method.graph()->copy();
+    std::vector<torch::jit::Node *> flags;
+
+    torch::jit::Inline(*graph);
+    for (torch::jit::Node *node : nodes_of(graph)) {
+        if (is_training_flag(node)) {
+            if (node->kind() == torch::jit::prim::SetAttr) {
+                return graph;
+            }
+            flags.push_back(node);
+        }
+    }
+    for (torch::jit::Node *node : flags) {
+        const torch::jit::WithInsertPoint before(node);
+        node->output()->replaceAllUsesWith(graph->insertConstant(false));
+    }
+    torch::jit::ConstantPropagation(graph);
+    torch::jit::EliminateDeadCode(graph);
+    return graph;
+}
+
+} // namespace
+
+Writes
+writes_of(const torch::jit::Method &method)
+{
+    const std::shared_ptr<torch::jit::Graph> graph = evaluation_graph(method);
+    const torch::jit::AliasDb aliases(graph);
+    Writes writes;
+
+    for (torch::jit::Node *node : nodes_of(graph)) {
+        const auto kind = node->kind();
+        if (kind == torch::jit::prim::SetAttr) {
+            writes.attributes = true;
+        } else if (kind == torch::jit::prim::GetAttr) {
+            const torch::jit::Value *value = node->output();
+            if (value->type()->kind() != c10::TypeKind::ClassType) {
+                writes.module_memory |= aliases.hasWriters(value);
+            }
+        } else if (kind == torch::jit::prim::CallMethod ||
+                   kind == torch::jit::prim::CallFunction) {
+            writes = {true, true, true};
+        }
+        /* The items of a container argument count as the argument. */
+        for (torch::jit::Value *value : node->outputs()) {
+            writes.inputs |= aliases.hasWriters(value) &&
+                             aliases.mayContainAlias(value, graph->inputs().slice(1));
+        }
+    }
+    for (const torch::jit::Value *input : graph->inputs().slice(1)) {
+        writes.inputs |= aliases.hasWriters(input);
+    }
+    return writes;
+}
+
+} // namespace pyasyncml

@@ -1,0 +1,93 @@
+#include "mailbox.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+struct paml_mailbox *
+paml_mailbox_new(void)
+{
+    struct paml_mailbox *mailbox = aligned_alloc(64, sizeof(*mailbox));
+
+    if (mailbox == NULL) {
+        errno = ENOMEM;
+        return NULL;
+    }
+    mailbox->fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (mailbox->fd < 0) {
+        free(mailbox);
+        return NULL;
+    }
+    atomic_init(&mailbox->head, NULL);
+    atomic_init(&mailbox->refs, 1);
+    return mailbox;
+}
+
+void
+paml_mailbox_unref(struct paml_mailbox *mailbox)
+{
+    /* acq_rel: what every other holder did to the mailbox happens before the close. */
+    if (atomic_fetch_sub_explicit(&mailbox->refs, 1, memory_order_acq_rel) == 1) {
+        close(mailbox->fd);
+        free(mailbox);
+    }
+}
+
+void
+paml_mailbox_ring(struct paml_mailbox *mailbox)
+{
+    eventfd_t one = 1;
+
+    /* EAGAIN: the counter is full, so it is readable; anything else can't happen. */
+    while (write(mailbox->fd, &one, sizeof(one)) < 0 && errno == EINTR) {
+    }
+}
+
+void
+paml_mailbox_silence(struct paml_mailbox *mailbox)
+{
+    eventfd_t count;
+
+    while (read(mailbox->fd, &count, sizeof(count)) < 0 && errno == EINTR) {
+    }
+}
+
+/* Thread: any. GIL: not needed. Locks: none. */
+void
+paml_mailbox_post(struct paml_mailbox *mailbox, struct paml_op *op)
+{
+    struct paml_op *head;
+
+    /* The op is not posted yet, so the owner is still there: it can't have counted the
+       op as arrived. After the exchange below it may be gone; this reference stays. */
+    atomic_fetch_add_explicit(&mailbox->refs, 1, memory_order_relaxed);
+    paml_op_set_state(op, PAML_OP_DONE);
+    head = atomic_load_explicit(&mailbox->head, memory_order_relaxed);
+    do {
+        op->next = head;
+        /* release: pairs with the acquire in take; the op's results come along. */
+    } while (!atomic_compare_exchange_weak_explicit(
+        &mailbox->head, &head, op, memory_order_release, memory_order_relaxed));
+    if (head == NULL) {
+        paml_mailbox_ring(mailbox);
+    }
+    paml_mailbox_unref(mailbox);
+}
+
+/* Thread: the owner's. GIL: any. Locks: none. */
+struct paml_op *
+paml_mailbox_take(struct paml_mailbox *mailbox)
+{
+    struct paml_op *op, *next, *oldest = NULL;
+
+    /* acquire: pairs with the release in post. */
+    op = atomic_exchange_explicit(&mailbox->head, NULL, memory_order_acquire);
+    while (op != NULL) {
+        next = op->next;
+        op->next = oldest;
+        oldest = op;
+        op = next;
+    }
+    return oldest;
+}

@@ -1,0 +1,266 @@
+#include "model.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "clock.h"
+#include "mailbox.h"
+#include "thread.h"
+#include "worker.h"
+
+static char *
+copy_or_null(const char *text)
+{
+    return text != NULL ? strdup(text) : NULL;
+}
+
+struct paml_model *
+paml_model_new(const struct paml_backend *backend,
+               const struct paml_model_options *options)
+{
+    int n_workers = options->n_devices * options->instances;
+    struct paml_model *model = aligned_alloc(64, sizeof(*model));
+    struct paml_worker *workers =
+        aligned_alloc(64, (size_t)n_workers * sizeof(*workers));
+
+    if (model == NULL || workers == NULL) {
+        free(model);
+        free(workers);
+        return NULL;
+    }
+    memset(model, 0, sizeof(*model));
+    memset(workers, 0, (size_t)n_workers * sizeof(*workers));
+    paml_queue_init(&model->queue, &options->limits);
+    pthread_mutex_init(&model->lock, NULL);
+    pthread_cond_init(&model->loaded, NULL);
+    atomic_init(&model->refs, 1);
+    model->backend = backend;
+    model->name = copy_or_null(options->name);
+    model->path = copy_or_null(options->load.path);
+    model->entry_name = copy_or_null(options->load.entry);
+    model->backend_options = options->load.options;
+    model->threads = options->threads;
+    model->warmup_runs = options->warmup_runs;
+    model->n_workers = n_workers;
+    model->workers = workers;
+    model->status = PAML_STATUS_NEW;
+    for (int i = 0; i < n_workers; i++) {
+        workers[i].model = model;
+        workers[i].index = i;
+        workers[i].device = options->devices[i / options->instances];
+        workers[i].patience.limit_ns = options->spin_ns;
+        /* Spinning has to be earned by traffic. */
+        workers[i].patience.usual_ns = 2 * options->spin_ns;
+    }
+    return model;
+}
+
+void
+paml_model_unref(struct paml_model *model)
+{
+    /* acq_rel: what other holders did happens before the free. */
+    if (atomic_fetch_sub_explicit(&model->refs, 1, memory_order_acq_rel) == 1) {
+        paml_queue_destroy(&model->queue);
+        pthread_mutex_destroy(&model->lock);
+        pthread_cond_destroy(&model->loaded);
+        free(model->name);
+        free(model->path);
+        free(model->entry_name);
+        free(model->workers);
+        free(model);
+    }
+}
+
+/* Thread: any. GIL: any. Locks: takes the model's. */
+void
+paml_model_start(struct paml_model *model, struct paml_op *op)
+{
+    struct paml_error error = {0};
+    int status = 0, started = 0;
+
+    pthread_mutex_lock(&model->lock);
+    model->status = PAML_STATUS_LOADING;
+    model->opening = op;
+    model->live = model->n_workers;
+    pthread_mutex_unlock(&model->lock);
+    for (; started < model->n_workers; started++) {
+        atomic_fetch_add_explicit(&model->refs, 1, memory_order_relaxed);
+        status = paml_thread_start(paml_worker_main, &model->workers[started],
+                                   "pyasyncml");
+        if (status != 0) {
+            atomic_fetch_sub_explicit(&model->refs, 1, memory_order_relaxed);
+            break;
+        }
+    }
+    if (started < model->n_workers) {
+        paml_fail(&error, PAML_ERR_LOAD, "can't start worker thread %d of %d: %s",
+                  started + 1, model->n_workers, strerror(status));
+        paml_model_failed(model, &error);
+        paml_model_left(model, model->n_workers - started, false);
+    }
+}
+
+/* The op that waits for the opening is answered by the last worker to leave: until then
+   others may still be running its inputs.
+   Thread: worker, or the starter. Locks: takes the model's, then the queue's. */
+void
+paml_model_failed(struct paml_model *model, const struct paml_error *error)
+{
+    pthread_mutex_lock(&model->lock);
+    if (model->status == PAML_STATUS_LOADING) {
+        model->status = PAML_STATUS_FAILED;
+        model->error = *error;
+    }
+    pthread_cond_broadcast(&model->loaded);
+    pthread_mutex_unlock(&model->lock);
+    paml_queue_close(&model->queue);
+}
+
+/* Thread: worker. Locks: takes the model's. */
+void
+paml_model_opened(struct paml_model *model)
+{
+    struct paml_op *op = NULL;
+
+    pthread_mutex_lock(&model->lock);
+    if (++model->opened == model->n_workers && model->status == PAML_STATUS_LOADING) {
+        model->status = PAML_STATUS_READY;
+        op = model->opening;
+        model->opening = NULL;
+    }
+    pthread_mutex_unlock(&model->lock);
+    if (op != NULL) {
+        paml_mailbox_post(op->mailbox, op);
+    }
+}
+
+/* Answers ops linked by `next` with one code. */
+static void
+answer_all(struct paml_op *ops, int code, const char *message)
+{
+    struct paml_op *op;
+
+    while ((op = ops) != NULL) {
+        ops = op->next;
+        if (code != PAML_OK) {
+            paml_op_fail(op, code, message);
+        }
+        paml_mailbox_post(op->mailbox, op);
+    }
+}
+
+/* Thread: the last worker, or the starter. Locks: takes the queue's, then the model's. */
+static void
+model_end(struct paml_model *model, bool on_worker)
+{
+    struct paml_op *opening, *closing;
+    struct paml_error error;
+    int code;
+
+    /* No worker is left that could take: whatever slipped in is answered here. */
+    paml_queue_close(&model->queue);
+    answer_all(paml_queue_empty(&model->queue), PAML_ERR_CLOSED,
+               "the model was closed before the request ran");
+    if (model->program != NULL) {
+        model->backend->unload(model->program);
+    }
+    pthread_mutex_lock(&model->lock);
+    model->program = NULL;
+    model->entry = NULL;
+    model->ended = true;
+    if (model->status == PAML_STATUS_FAILED) {
+        error = model->error;
+        code = error.code;
+    } else {
+        model->status = PAML_STATUS_CLOSED;
+        code = paml_fail(&error, PAML_ERR_CLOSED, "the model was closed while it loaded");
+    }
+    opening = model->opening;
+    model->opening = NULL;
+    closing = model->closing;
+    model->closing = NULL;
+    pthread_mutex_unlock(&model->lock);
+    answer_all(opening, code, error.message);
+    if (on_worker) {
+        paml_thread_leaving();
+    }
+    answer_all(closing, PAML_OK, NULL);
+}
+
+/* `count` workers are leaving, or never came. The last one ends the model. All are
+   joinable before that is said: whoever awaits the close may then count threads.
+   Thread: worker, or the starter. Locks: takes the model's, and the threads' within. */
+void
+paml_model_left(struct paml_model *model, int count, bool on_worker)
+{
+    bool last;
+
+    pthread_mutex_lock(&model->lock);
+    model->live -= count;
+    last = model->live == 0;
+    if (on_worker && !last) {
+        paml_thread_leaving();
+    }
+    pthread_mutex_unlock(&model->lock);
+    if (last) {
+        model_end(model, on_worker);
+    }
+}
+
+/* Thread: any. GIL: any. Locks: none. */
+int
+paml_model_submit(struct paml_model *model, struct paml_op *op)
+{
+    int code = paml_queue_push(&model->queue, op);
+
+    atomic_fetch_add_explicit(code == PAML_OK ? &model->submitted : &model->rejected, 1,
+                              memory_order_relaxed);
+    return code;
+}
+
+/* Thread: any. GIL: any. Locks: takes the queue's, then the model's. */
+void
+paml_model_close(struct paml_model *model, bool drain, struct paml_op *op)
+{
+    bool gone;
+
+    paml_queue_close(&model->queue);
+    if (!drain) {
+        answer_all(paml_queue_empty(&model->queue), PAML_ERR_CLOSED,
+                   "the model was closed before the request ran");
+    }
+    pthread_mutex_lock(&model->lock);
+    if (model->status == PAML_STATUS_NEW) {
+        model->status = PAML_STATUS_CLOSED;
+        model->ended = true;
+    } else if (model->status == PAML_STATUS_LOADING ||
+               model->status == PAML_STATUS_READY) {
+        model->status = PAML_STATUS_CLOSING;
+    }
+    gone = model->ended;
+    if (!gone && op != NULL) {
+        op->next = model->closing;
+        model->closing = op;
+    }
+    /* A worker that waits for the program gives up. */
+    pthread_cond_broadcast(&model->loaded);
+    pthread_mutex_unlock(&model->lock);
+    if (gone && op != NULL) {
+        paml_mailbox_post(op->mailbox, op);
+    }
+}
+
+/* Thread: any. Locks: takes the model's. */
+enum paml_status
+paml_model_status(struct paml_model *model, struct paml_error *error)
+{
+    enum paml_status status;
+
+    pthread_mutex_lock(&model->lock);
+    status = model->status;
+    if (error != NULL) {
+        *error = model->error;
+    }
+    pthread_mutex_unlock(&model->lock);
+    return status;
+}

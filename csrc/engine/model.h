@@ -1,0 +1,102 @@
+/* A model: one program, a queue, and a worker thread for each instance of it.
+ *
+ * Lifetime: one reference for whoever made it and one for each live worker. The last
+ * worker to leave unloads the program and answers those who asked for the close.
+ *
+ * Lock: `lock` guards status, error, program, entry, the counts and the lists of ops
+ * that wait for a change of status. Nothing is called under it, and it is never held
+ * together with the queue's.
+ *
+ * Status only moves forward:
+ *     NEW -> LOADING -> READY -> CLOSING -> CLOSED
+ *                 \-> FAILED (load, open or warm-up went wrong; the queue is closed)
+ */
+#ifndef PAML_MODEL_H
+#define PAML_MODEL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "backend.h"
+#include "op.h"
+#include "queue.h"
+#include "stats.h"
+
+enum paml_status {
+    PAML_STATUS_NEW,
+    PAML_STATUS_LOADING,
+    PAML_STATUS_READY,
+    PAML_STATUS_CLOSING,
+    PAML_STATUS_CLOSED,
+    PAML_STATUS_FAILED,
+};
+
+struct paml_model_options {
+    const char *name; /* for people */
+    struct paml_load_spec load;
+    const DLDevice *devices; /* one a group of instances */
+    int n_devices;
+    int instances; /* per device */
+    int threads;   /* intra-op, of one instance */
+    int warmup_runs;
+    int64_t spin_ns;
+    struct paml_queue_limits limits;
+};
+
+struct paml_model;
+
+struct paml_worker {
+    struct paml_model *model;
+    int index;
+    DLDevice device;
+    struct paml_patience patience;
+    struct paml_worker_stats stats;
+};
+
+struct paml_model {
+    struct paml_queue queue;
+    const struct paml_backend *backend;
+    atomic_int refs;
+    char *name, *path, *entry_name;
+    void *backend_options;
+    int threads, warmup_runs, n_workers;
+    struct paml_worker *workers;
+
+    /* Written by those who submit, cancel or expire; statistics, so relaxed. */
+    _Alignas(64) atomic_uint_least64_t submitted, rejected, cancelled, expired;
+
+    pthread_mutex_t lock;
+    pthread_cond_t loaded; /* status left LOADING, or the program is there */
+    enum paml_status status;
+    void *program;
+    const struct paml_entry *entry; /* valid from READY on, while a worker lives */
+    struct paml_error error;        /* of a FAILED model */
+    int live;                       /* workers that haven't left */
+    int opened;                     /* instances that are warm */
+    bool ended;                     /* unloaded; no worker will touch it again */
+    struct paml_op *opening;        /* answered when READY, or when all have left */
+    struct paml_op *closing;        /* list, answered when all have left */
+};
+
+/* NULL when memory ran out. Copies the options but load.options, which must outlive the
+   workers. */
+struct paml_model *paml_model_new(const struct paml_backend *backend,
+                                  const struct paml_model_options *options);
+void paml_model_unref(struct paml_model *model);
+
+/* Starts the workers. `op` is answered when every instance is open and warm, or when
+   one could not be (the others end): its inputs are the example that instances are
+   warmed with; none: no warm-up. Takes the op. */
+void paml_model_start(struct paml_model *model, struct paml_op *op);
+
+/* PAML_OK: the op is the model's. Otherwise a code, and the op stays the caller's. */
+int paml_model_submit(struct paml_model *model, struct paml_op *op);
+
+/* Stops accepting. `drain`: what waits is served, else it is answered with
+   PAML_ERR_CLOSED. `op` (may be NULL) is answered when the last worker has left. */
+void paml_model_close(struct paml_model *model, bool drain, struct paml_op *op);
+
+enum paml_status paml_model_status(struct paml_model *model, struct paml_error *error);
+
+#endif

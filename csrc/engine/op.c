@@ -1,0 +1,33 @@
+#include "op.h"
+
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+void
+paml_op_init(struct paml_op *op, struct paml_mailbox *mailbox)
+{
+    memset(op, 0, offsetof(struct paml_op, outputs));
+    atomic_init(&op->state, PAML_OP_NEW);
+    op->mailbox = mailbox;
+    op->rows = 1;
+    op->message = NULL;
+    op->user = NULL;
+    paml_outputs_init(&op->outputs);
+}
+
+void
+paml_op_fail(struct paml_op *op, int code, const char *message)
+{
+    op->code = code;
+    free(op->message);
+    op->message = message != NULL ? strdup(message) : NULL;
+}
+
+void
+paml_op_clear(struct paml_op *op)
+{
+    paml_outputs_clear(&op->outputs);
+    free(op->message);
+    op->message = NULL;
+}

@@ -1,0 +1,61 @@
+/* The op: everything that runs is one. An inference request, a model's opening, its
+ * closing and a Python call are the same struct in the same queues, finished through
+ * the same mailbox.
+ *
+ * Ownership moves in one direction and is never shared:
+ *     maker -> queue -> worker -> mailbox -> the hub that takes the mailbox -> freed
+ * paml_queue_remove() is the one short cut: it hands a WAITING op straight back to the
+ * caller. A pointer to an op that is elsewhere may be kept only to ask for that.
+ *
+ * `user` and everything after it belong to the maker's side; the engine never looks.
+ */
+#ifndef PAML_OP_H
+#define PAML_OP_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+#include "error.h"
+#include "value.h"
+
+struct paml_mailbox;
+
+enum paml_op_state {
+    PAML_OP_NEW,     /* the maker's */
+    PAML_OP_WAITING, /* in a queue */
+    PAML_OP_CLAIMED, /* a worker's, on the way to DONE */
+    PAML_OP_DONE,    /* in its mailbox, or taken from it */
+};
+
+struct paml_op {
+    /* Inbox, queue and mailbox links: an op is in one of them at a time. */
+    struct paml_op *next, *previous;
+    /* enum paml_op_state. Changes between WAITING and CLAIMED under the queue's lock,
+       elsewhere by the owner alone; relaxed, since ownership moves by other means. */
+    atomic_int state;
+    int code;         /* enum paml_code; how it ended */
+    int32_t priority; /* larger = more urgent */
+    uint32_t rows;    /* 1 without batching */
+    size_t bytes;     /* of the inputs; what the queue's bound counts */
+    int64_t submitted_ns, deadline_ns; /* CLOCK_MONOTONIC; deadline 0: none */
+    struct paml_mailbox *mailbox;
+    struct paml_value *inputs;
+    uint32_t n_inputs, n_arguments; /* values in all; values at the top level */
+    struct paml_outputs outputs;
+    char *message; /* malloc'ed; of a failure, or NULL */
+    void *user;
+};
+
+static inline void
+paml_op_set_state(struct paml_op *op, enum paml_op_state state)
+{
+    atomic_store_explicit(&op->state, state, memory_order_relaxed);
+}
+
+void paml_op_init(struct paml_op *op, struct paml_mailbox *mailbox);
+/* Ends a run badly: code and a copy of the message. Thread: the op's owner. */
+void paml_op_fail(struct paml_op *op, int code, const char *message);
+/* Releases outputs and message. Inputs are the maker's to release. */
+void paml_op_clear(struct paml_op *op);
+
+#endif

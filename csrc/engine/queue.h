@@ -1,0 +1,72 @@
+/* Ops waiting for a worker: a lock-free inbox in front of an ordered list.
+ *
+ * Pushing is one compare-and-swap, so that the loop's thread never waits for a worker
+ * that holds the lock. Workers move the inbox to the list, most urgent first and first
+ * come first served within a priority, and take from its front.
+ *
+ * Lock: `lock` guards the list and the state of every op in it. It is held for a few
+ * dozen nanoseconds and nothing is called under it. `inbox`, `rows`, `bytes`,
+ * `spinners` and `sleepers` are atomics, touched with or without it.
+ *
+ * Waking: a worker that finds nothing spins for a while, then counts itself into
+ * `sleepers`, looks once more, and waits on `wake`. Whoever takes 1 off `sleepers` owes
+ * one sem_post. A worker that leaves work behind wakes the next one.
+ */
+#ifndef PAML_QUEUE_H
+#define PAML_QUEUE_H
+
+#include <pthread.h>
+#include <semaphore.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "op.h"
+
+enum paml_when_full { PAML_FULL_WAIT, PAML_FULL_REJECT };
+
+struct paml_queue_limits {
+    int64_t max_rows;  /* REJECT: refused past this; WAIT: no bound on rows */
+    int64_t max_bytes; /* of inputs; refused past this in either case */
+    enum paml_when_full when_full;
+};
+
+struct paml_queue {
+    _Alignas(64) _Atomic(struct paml_op *) inbox; /* newest first, or INBOX_CLOSED */
+    atomic_int_least64_t rows, bytes;             /* waiting: inbox and list */
+    _Alignas(64) atomic_int sleepers;
+    atomic_int spinners;
+    sem_t wake;
+    _Alignas(64) pthread_mutex_t lock;
+    struct paml_op *first, *last; /* the list */
+    atomic_int listed;            /* its length; written under lock */
+    struct paml_queue_limits limits;
+};
+
+/* How long a worker watches the queue before it sleeps: as long as work has been
+   arriving soon enough lately for that to pay. Owner: one worker. */
+struct paml_patience {
+    int64_t limit_ns;  /* 0: never spin */
+    int64_t usual_ns;  /* moving average of the gaps between running dry and new work */
+};
+
+void paml_queue_init(struct paml_queue *queue, const struct paml_queue_limits *limits);
+void paml_queue_destroy(struct paml_queue *queue); /* must be empty */
+
+/* PAML_OK: the op is the queue's. PAML_ERR_QUEUE (full) or PAML_ERR_CLOSED: it stays
+   the caller's. */
+int paml_queue_push(struct paml_queue *queue, struct paml_op *op);
+
+/* The next op, CLAIMED; waits for one. NULL when closed and empty. */
+struct paml_op *paml_queue_take(struct paml_queue *queue,
+                                struct paml_patience *patience);
+
+/* True: the op was WAITING and is the caller's again. False: a worker has it, or had. */
+bool paml_queue_remove(struct paml_queue *queue, struct paml_op *op);
+
+/* No more pushes; workers end once the list is empty. Idempotent. */
+void paml_queue_close(struct paml_queue *queue);
+
+/* Takes out everything that waits: the caller's, linked by `next`. */
+struct paml_op *paml_queue_empty(struct paml_queue *queue);
+
+#endif

@@ -1,0 +1,262 @@
+#include "value.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ALIGNMENT 64
+
+/* One allocation: the shape, then the bytes at the next multiple of ALIGNMENT. */
+static void
+buffer_release(void *owner)
+{
+    free(owner);
+}
+
+int64_t
+paml_tensor_elements(const DLTensor *tensor)
+{
+    int64_t elements = 1;
+
+    for (int32_t i = 0; i < tensor->ndim; i++) {
+        elements *= tensor->shape[i];
+    }
+    return elements;
+}
+
+size_t
+paml_dtype_bytes(DLDataType dtype, int64_t elements)
+{
+    return ((size_t)elements * dtype.bits * dtype.lanes + 7) / 8;
+}
+
+size_t
+paml_value_nbytes(const struct paml_value *value)
+{
+    switch (value->kind) {
+    case PAML_TENSOR:
+        return paml_dtype_bytes(value->tensor.dtype,
+                                paml_tensor_elements(&value->tensor));
+    case PAML_STRING:
+    case PAML_BYTES:
+        return value->string.size;
+    default:
+        return 0;
+    }
+}
+
+int
+paml_tensor_is_contiguous(const DLTensor *tensor)
+{
+    int64_t expected = 1;
+
+    if (tensor->strides == NULL) {
+        return 1;
+    }
+    for (int32_t i = tensor->ndim - 1; i >= 0; i--) {
+        if (tensor->shape[i] == 0) {
+            return 1;
+        }
+        if (tensor->shape[i] != 1 && tensor->strides[i] != expected) {
+            return 0;
+        }
+        expected *= tensor->shape[i];
+    }
+    return 1;
+}
+
+int
+paml_tensor_new(struct paml_value *value, DLDataType dtype, int32_t ndim,
+                const int64_t *shape)
+{
+    size_t head = ((size_t)ndim * sizeof(int64_t) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    DLTensor tensor = {
+        .device = {kDLCPU, 0}, .ndim = ndim, .dtype = dtype, .shape = (int64_t *)shape};
+    size_t bytes = paml_dtype_bytes(dtype, paml_tensor_elements(&tensor));
+    int64_t *dims;
+
+    /* aligned_alloc wants a multiple of the alignment, and never zero bytes. */
+    dims = aligned_alloc(ALIGNMENT, head + (bytes + ALIGNMENT) / ALIGNMENT * ALIGNMENT);
+    if (dims == NULL) {
+        return -1;
+    }
+    if (ndim > 0) {
+        memcpy(dims, shape, (size_t)ndim * sizeof(int64_t));
+    }
+    tensor.shape = dims;
+    tensor.data = (char *)dims + head;
+    value->kind = PAML_TENSOR;
+    value->count = 0;
+    value->tensor = tensor;
+    value->owner = dims;
+    value->release = buffer_release;
+    return 0;
+}
+
+void
+paml_tensor_gather(const DLTensor *from, void *to)
+{
+    const char *data = (const char *)from->data + from->byte_offset;
+    size_t item = paml_dtype_bytes(from->dtype, 1);
+    int64_t index[PAML_MAX_RANK] = {0};
+    int64_t elements = paml_tensor_elements(from);
+    int32_t last = from->ndim - 1;
+    char *out = to;
+
+    if (elements == 0) {
+        return;
+    }
+    if (paml_tensor_is_contiguous(from)) {
+        memcpy(to, data, paml_dtype_bytes(from->dtype, elements));
+        return;
+    }
+    /* Row by row along the last axis; the outer axes count up like an odometer. */
+    for (;;) {
+        if (from->strides[last] == 1) {
+            memcpy(out, data, item * (size_t)from->shape[last]);
+            out += item * (size_t)from->shape[last];
+        } else {
+            const char *element = data;
+            for (int64_t i = 0; i < from->shape[last]; i++) {
+                memcpy(out, element, item);
+                out += item;
+                element += from->strides[last] * (int64_t)item;
+            }
+        }
+        int32_t axis = last - 1;
+        while (axis >= 0) {
+            data += from->strides[axis] * (int64_t)item;
+            if (++index[axis] < from->shape[axis]) {
+                break;
+            }
+            data -= from->strides[axis] * from->shape[axis] * (int64_t)item;
+            index[axis--] = 0;
+        }
+        if (axis < 0) {
+            return;
+        }
+    }
+}
+
+void
+paml_value_release(struct paml_value *value)
+{
+    void (*release)(void *) = value->release;
+
+    value->release = NULL;
+    if (release != NULL) {
+        release(value->owner);
+    }
+}
+
+void
+paml_outputs_init(struct paml_outputs *outputs)
+{
+    outputs->values = outputs->first;
+    outputs->count = 0;
+    outputs->capacity = PAML_INLINE_VALUES;
+}
+
+void
+paml_outputs_clear(struct paml_outputs *outputs)
+{
+    for (uint32_t i = 0; i < outputs->count; i++) {
+        paml_value_release(&outputs->values[i]);
+    }
+    if (outputs->values != outputs->first) {
+        free(outputs->values);
+    }
+    paml_outputs_init(outputs);
+}
+
+const char *
+paml_kind_name(int kind)
+{
+    static const char *const names[] = {
+        [PAML_NONE] = "None",   [PAML_TENSOR] = "tensor", [PAML_BOOL] = "bool",
+        [PAML_INT] = "int",     [PAML_FLOAT] = "float",   [PAML_STRING] = "str",
+        [PAML_BYTES] = "bytes", [PAML_TUPLE] = "tuple",   [PAML_LIST] = "list",
+        [PAML_DICT] = "dict",   [PAML_OBJECT] = "object",
+    };
+
+    if (kind < 0 || (size_t)kind >= sizeof(names) / sizeof(names[0])) {
+        return "unknown";
+    }
+    return names[kind];
+}
+
+const char *
+paml_dtype_name(DLDataType dtype, char *text, size_t size)
+{
+    const char *base;
+
+    switch (dtype.code) {
+    case kDLInt:
+        base = "int";
+        break;
+    case kDLUInt:
+        base = "uint";
+        break;
+    case kDLFloat:
+        base = "float";
+        break;
+    case kDLBfloat:
+        base = "bfloat";
+        break;
+    case kDLComplex:
+        base = "complex";
+        break;
+    case kDLBool:
+        snprintf(text, size, "bool");
+        return text;
+    case kDLFloat8_e4m3fn:
+        snprintf(text, size, "float8_e4m3fn");
+        return text;
+    case kDLFloat8_e5m2:
+        snprintf(text, size, "float8_e5m2");
+        return text;
+    default:
+        snprintf(text, size, "dtype(code=%d, bits=%d, lanes=%d)", dtype.code, dtype.bits,
+                 dtype.lanes);
+        return text;
+    }
+    if (dtype.lanes == 1) {
+        snprintf(text, size, "%s%d", base, dtype.bits);
+    } else {
+        snprintf(text, size, "%s%dx%d", base, dtype.bits, dtype.lanes);
+    }
+    return text;
+}
+
+const char *
+paml_device_name(DLDevice device, char *text, size_t size)
+{
+    const char *base;
+
+    switch ((int)device.device_type) {
+    case kDLCPU:
+        snprintf(text, size, "cpu");
+        return text;
+    case kDLCUDA:
+        base = "cuda";
+        break;
+    case kDLROCM:
+        base = "rocm";
+        break;
+    case kDLMetal:
+        base = "mps";
+        break;
+    case kDLOneAPI:
+        base = "xpu";
+        break;
+    case kDLExtDev:
+        base = "privateuseone";
+        break;
+    default:
+        snprintf(text, size, "device(type=%d):%d", (int)device.device_type,
+                 (int)device.device_id);
+        return text;
+    }
+    snprintf(text, size, "%s:%d", base, (int)device.device_id);
+    return text;
+}

@@ -1,0 +1,17 @@
+/* A worker thread: opens one instance, serves the model's queue with it, closes it.
+ *
+ * It never takes the GIL, never touches a Python object, and holds no lock while the
+ * backend runs. */
+#ifndef PAML_WORKER_H
+#define PAML_WORKER_H
+
+#include "model.h"
+
+void paml_worker_main(void *worker);
+
+/* What workers tell their model (model.c). */
+void paml_model_failed(struct paml_model *model, const struct paml_error *error);
+void paml_model_opened(struct paml_model *model);
+void paml_model_left(struct paml_model *model, int count, bool on_worker);
+
+#endif

@@ -1,0 +1,458 @@
+#include "hub.h"
+
+#include <errno.h>
+
+#include "clock.h"
+#include "thread.h"
+
+/* Callbacks run in one go before the loop gets a turn: bounds the lag of other tasks. */
+#define DRAIN_MOST 256
+
+/* What is on its way to a loop that is gone. state->orphans. */
+struct orphan {
+    struct orphan *next;
+    struct paml_mailbox *mailbox;
+    size_t expected; /* requests still to come */
+};
+
+void
+paml_orphans_collect(struct module_state *state)
+{
+    struct orphan **link = &state->orphans, *orphan;
+    struct paml_op *op;
+
+    while ((orphan = *link) != NULL) {
+        /* Freeing runs destructors, which may run anything: off the list meanwhile. */
+        *link = orphan->next;
+        while ((op = paml_mailbox_take(orphan->mailbox)) != NULL) {
+            while (op != NULL) {
+                struct paml_op *next = op->next;
+                orphan->expected--;
+                paml_request_free((struct paml_request *)op);
+                op = next;
+            }
+        }
+        if (orphan->expected == 0) {
+            paml_mailbox_unref(orphan->mailbox);
+            PyMem_RawFree(orphan);
+            link = &state->orphans; /* the list may have changed */
+            continue;
+        }
+        orphan->next = state->orphans;
+        state->orphans = orphan;
+        link = &orphan->next;
+    }
+}
+
+void
+paml_hub_add(HubObj *hub, struct paml_request *request)
+{
+    request->previous = NULL;
+    request->next = hub->in_flight;
+    if (hub->in_flight != NULL) {
+        hub->in_flight->previous = request;
+    }
+    hub->in_flight = request;
+}
+
+void
+paml_hub_remove(HubObj *hub, struct paml_request *request)
+{
+    if (request->next != NULL) {
+        request->next->previous = request->previous;
+    }
+    if (request->previous != NULL) {
+        request->previous->next = request->next;
+    } else {
+        hub->in_flight = request->next;
+    }
+    request->previous = request->next = NULL;
+}
+
+void
+paml_hub_ready(HubObj *hub, FutureObj *future)
+{
+    future->ready_next = NULL;
+    if (hub->ready_last != NULL) {
+        hub->ready_last->ready_next = future;
+    } else {
+        hub->ready_first = future;
+    }
+    hub->ready_last = future;
+}
+
+static FutureObj *
+hub_next_ready(HubObj *hub)
+{
+    FutureObj *future = hub->ready_first;
+
+    if (future != NULL) {
+        hub->ready_first = future->ready_next;
+        future->ready_next = NULL;
+        if (hub->ready_first == NULL) {
+            hub->ready_last = NULL;
+        }
+    }
+    return future;
+}
+
+/* The op is back: what becomes of its future is decided here and nowhere else. */
+static void
+hub_settle(HubObj *hub, struct paml_request *request)
+{
+    struct paml_op *op = &request->op;
+    FutureObj *future = request->future;
+    PyObject *exception;
+
+    paml_deadline_remove(hub, request);
+    paml_hub_remove(hub, request);
+    request->future = NULL; /* the reference is ours now */
+    request->hub = NULL;
+    if (request->kind->arrived != NULL) {
+        request->kind->arrived(request);
+    }
+    if (future == NULL) {
+        paml_request_free(request);
+        return;
+    }
+    if (op->code == PAML_OK) {
+        /* The future keeps the request for its outputs. */
+        paml_request_release_inputs(request);
+        paml_future_settle_request(future);
+    } else {
+        exception = op->code == PAML_ERR_PYTHON
+                        ? Py_NewRef((PyObject *)op->outputs.values[0].object)
+                        : paml_request_error(request);
+        future->request = NULL;
+        paml_future_settle_exception(future, exception);
+        Py_DECREF(exception);
+        paml_request_free(request);
+    }
+    paml_hub_ready(hub, future);
+}
+
+static int
+hub_settle_arrived(HubObj *hub)
+{
+    struct paml_op *op = paml_mailbox_take(hub->mailbox), *next;
+    int any = op != NULL;
+
+    while (op != NULL) {
+        next = op->next;
+        hub_settle(hub, (struct paml_request *)op);
+        op = next;
+    }
+    return any;
+}
+
+/* Runs the callbacks of settled futures. Returns how many futures may still be served
+   this time, or -1 with SystemExit or KeyboardInterrupt set.
+
+   asyncio would pass each through call_soon, at a cost several times that of the task's
+   step. We are called by the loop as any callback is, so we do what it would have done
+   next. In debug mode the loop times callbacks one by one: there it gets them. */
+static int
+hub_run_ready(HubObj *hub, int most)
+{
+    FutureObj *future;
+    int status;
+
+    while (most > 0 && (future = hub_next_ready(hub)) != NULL) {
+        status = hub->debug ? paml_future_schedule_callbacks(hub->state, future)
+                            : paml_future_run_callbacks(hub->state, future);
+        Py_DECREF(future);
+        if (status < 0) {
+            return -1;
+        }
+        most--;
+    }
+    return most;
+}
+
+static int
+hub_refresh_debug(HubObj *hub)
+{
+    PyObject *debug = PyObject_CallMethodNoArgs(hub->loop, hub->state->str_get_debug);
+
+    if (debug == NULL) {
+        return -1;
+    }
+    hub->debug = PyObject_IsTrue(debug);
+    Py_DECREF(debug);
+    return hub->debug < 0 ? -1 : 0;
+}
+
+PyDoc_STRVAR(Hub_drain_doc, "drain($self, /)\n--\n\nSettle what the workers finished.");
+
+/* Thread: the loop's, from its reader callback. GIL: held.
+
+   The eventfd stays readable while callbacks run: should one of them run the loop
+   again (nested loops in notebooks), that one finds its way here and goes on with what
+   is left. It is silenced before the last look at the mailbox, so no ring is lost. */
+static PyObject *
+Hub_drain(HubObj *hub, PyObject *Py_UNUSED(ignored))
+{
+    struct module_state *state = hub->state;
+    int most = DRAIN_MOST;
+
+    if (state->orphans != NULL) {
+        paml_orphans_collect(state);
+    }
+    if (hub_refresh_debug(hub) < 0) {
+        return NULL;
+    }
+    hub_settle_arrived(hub);
+    if ((most = hub_run_ready(hub, most)) < 0) {
+        return NULL;
+    }
+    if (hub->ready_first != NULL) {
+        Py_RETURN_NONE; /* still readable: the loop comes back after its other tasks */
+    }
+    paml_mailbox_silence(hub->mailbox);
+    while (hub_settle_arrived(hub)) {
+        if (most == 0) {
+            paml_mailbox_ring(hub->mailbox);
+            break;
+        }
+        if ((most = hub_run_ready(hub, most)) < 0 || hub->ready_first != NULL) {
+            paml_mailbox_ring(hub->mailbox);
+            break;
+        }
+    }
+    if (most < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(Hub_expire_doc, "expire($self, /)\n--\n\nSettle what is past its deadline.");
+
+static PyObject *
+Hub_expire(HubObj *hub, PyObject *Py_UNUSED(ignored))
+{
+    if (paml_deadlines_expire(hub) < 0) {
+        return NULL;
+    }
+    if (hub_run_ready(hub, DRAIN_MOST) < 0) {
+        paml_mailbox_ring(hub->mailbox);
+        return NULL;
+    }
+    if (hub->ready_first != NULL) {
+        paml_mailbox_ring(hub->mailbox);
+    }
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(Hub_fileno_doc, "fileno($self, /)\n--\n\nThe eventfd workers write to.");
+
+static PyObject *
+Hub_fileno(HubObj *hub, PyObject *Py_UNUSED(ignored))
+{
+    return PyLong_FromLong(hub->mailbox->fd);
+}
+
+/* Registers with the loop, in an empty context: the loop keeps the context of the
+   first caller for all later calls. */
+static int
+hub_register(HubObj *hub)
+{
+    struct module_state *state = hub->state;
+    PyObject *drain = PyObject_GetAttr((PyObject *)hub, state->str_drain);
+    PyObject *context = PyContext_New(), *result = NULL;
+
+    if (drain != NULL && context != NULL && PyContext_Enter(context) == 0) {
+        result = PyObject_CallMethodObjArgs(hub->loop, state->str_add_reader,
+                                            (PyObject *)hub, drain, NULL);
+        if (PyContext_Exit(context) < 0) {
+            Py_CLEAR(result);
+        }
+    }
+    Py_XDECREF(drain);
+    Py_XDECREF(context);
+    Py_XDECREF(result);
+    return result != NULL ? 0 : -1;
+}
+
+static HubObj *
+hub_new(struct module_state *state, PyObject *loop)
+{
+    HubObj *hub = (HubObj *)state->HubType->tp_alloc(state->HubType, 0);
+
+    if (hub == NULL) {
+        return NULL;
+    }
+    hub->state = state;
+    hub->loop = Py_NewRef(loop);
+    hub->timer_ns = INT64_MAX;
+    hub->mailbox = paml_mailbox_new();
+    if (hub->mailbox == NULL) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        Py_DECREF(hub);
+        return NULL;
+    }
+    if (hub_refresh_debug(hub) < 0 || hub_register(hub) < 0) {
+        Py_DECREF(hub);
+        return NULL;
+    }
+    hub->next = state->hubs;
+    state->hubs = hub;
+    return hub;
+}
+
+HubObj *
+paml_hub_of_running_loop(struct module_state *state)
+{
+    PyObject *loop = PyObject_CallNoArgs(state->get_running_loop);
+    HubObj *hub;
+
+    if (loop == NULL) {
+        return NULL;
+    }
+    for (hub = state->hubs; hub != NULL && hub->loop != loop; hub = hub->next) {
+    }
+    if (hub == NULL) {
+        paml_orphans_collect(state);
+        hub = hub_new(state, loop);
+        /* The loop has it now, as its reader. */
+        Py_XDECREF(hub);
+    } else if (hub != state->hubs) {
+        /* Most recently used first. */
+        HubObj **link = &state->hubs;
+        while (*link != hub) {
+            link = &(*link)->next;
+        }
+        *link = hub->next;
+        hub->next = state->hubs;
+        state->hubs = hub;
+    }
+    Py_DECREF(loop);
+    return hub;
+}
+
+/* The loop is gone. Work not begun is taken back; the rest will be an orphan. Their
+   futures vanish without a log, as those of a closed loop do.
+   Thread: whoever drops the loop. GIL: held. */
+static void
+hub_abandon_all(HubObj *hub)
+{
+    struct module_state *state = hub->state;
+    struct paml_request *request, *gone = NULL;
+    struct orphan *orphan;
+    FutureObj *future;
+    size_t expected = 0;
+    bool forked = paml_threads_forked(); /* a worker may have died holding a lock */
+
+    while ((request = hub->in_flight) != NULL) {
+        paml_deadline_remove(hub, request);
+        paml_hub_remove(hub, request);
+        request->hub = NULL;
+        if (request->future != NULL) {
+            request->future->request = NULL; /* pending for ever */
+        }
+        if (!forked && request->kind->remove(request)) {
+            request->next = gone; /* freed below: that may run anything */
+            gone = request;
+        } else {
+            future = request->future;
+            request->future = NULL;
+            expected++;
+            Py_XDECREF(future);
+        }
+    }
+    if (hub->mailbox != NULL && expected > 0 &&
+        (orphan = PyMem_RawMalloc(sizeof(*orphan))) != NULL) {
+        orphan->mailbox = hub->mailbox;
+        orphan->expected = expected;
+        orphan->next = state->orphans;
+        state->orphans = orphan;
+    } else if (hub->mailbox != NULL) {
+        paml_mailbox_unref(hub->mailbox);
+    }
+    hub->mailbox = NULL;
+    while ((request = gone) != NULL) {
+        gone = request->next;
+        paml_request_free(request);
+    }
+    while ((future = hub_next_ready(hub)) != NULL) {
+        Py_DECREF(future);
+    }
+}
+
+static int
+Hub_traverse(HubObj *hub, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(hub));
+    Py_VISIT(hub->loop);
+    for (struct paml_request *r = hub->in_flight; r != NULL; r = r->next) {
+        Py_VISIT(r->future);
+        Py_VISIT(r->owner);
+    }
+    for (FutureObj *future = hub->ready_first; future != NULL;
+         future = future->ready_next) {
+        Py_VISIT(future);
+    }
+    return 0;
+}
+
+static int
+Hub_clear(HubObj *hub)
+{
+    HubObj **link;
+
+    for (link = &hub->state->hubs; *link != NULL; link = &(*link)->next) {
+        if (*link == hub) {
+            *link = hub->next;
+            break;
+        }
+    }
+    hub_abandon_all(hub);
+    Py_CLEAR(hub->loop);
+    return 0;
+}
+
+static void
+Hub_dealloc(HubObj *hub)
+{
+    PyTypeObject *type = Py_TYPE(hub);
+
+    PyObject_GC_UnTrack(hub);
+    Hub_clear(hub);
+    PyMem_Free(hub->heap);
+    type->tp_free(hub);
+    Py_DECREF(type);
+}
+
+static PyMethodDef Hub_methods[] = {
+    {"drain", (PyCFunction)Hub_drain, METH_NOARGS, Hub_drain_doc},
+    {"expire", (PyCFunction)Hub_expire, METH_NOARGS, Hub_expire_doc},
+    {"fileno", (PyCFunction)Hub_fileno, METH_NOARGS, Hub_fileno_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot Hub_slots[] = {
+    {Py_tp_doc, "Where native work comes back to one event loop."},
+    {Py_tp_traverse, Hub_traverse},
+    {Py_tp_clear, Hub_clear},
+    {Py_tp_dealloc, Hub_dealloc},
+    {Py_tp_methods, Hub_methods},
+    {0, NULL},
+};
+
+static PyType_Spec Hub_spec = {
+    .name = "pyasyncml._core.Hub",
+    .basicsize = sizeof(HubObj),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION |
+             Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = Hub_slots,
+};
+
+int
+paml_hub_exec(PyObject *module, struct module_state *state)
+{
+    state->HubType = (PyTypeObject *)PyType_FromModuleAndSpec(module, &Hub_spec, NULL);
+    state->str_drain = PyUnicode_InternFromString("drain");
+    state->str_expire = PyUnicode_InternFromString("expire");
+    state->str_add_reader = PyUnicode_InternFromString("add_reader");
+    state->str_call_later = PyUnicode_InternFromString("call_later");
+    return PyErr_Occurred() ? -1 : 0;
+}

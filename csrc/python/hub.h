@@ -1,0 +1,49 @@
+/* One hub per event loop: where native work comes back.
+ *
+ * The loop owns its hub through loop.add_reader(hub, hub.drain), and nobody else does:
+ * when the loop closes, the hub goes with it. Futures and requests point to it without
+ * a reference and are told when it goes.
+ *
+ * Thread: the loop's, GIL held.
+ */
+#ifndef PAML_HUB_H
+#define PAML_HUB_H
+
+#include "mailbox.h"
+#include "request.h"
+
+typedef struct hub {
+    PyObject_HEAD
+    struct module_state *state;
+    PyObject *loop;
+    struct hub *next; /* state->hubs */
+    struct paml_mailbox *mailbox;
+    struct paml_request *in_flight; /* doubly linked */
+    /* Settled futures (owned) whose callbacks have yet to run. */
+    FutureObj *ready_first, *ready_last;
+    struct paml_request **heap; /* by deadline, earliest at 0 */
+    size_t heap_size, heap_capacity;
+    int64_t timer_ns; /* when the loop's timer fires next; INT64_MAX: none is set */
+    int debug;
+} HubObj;
+
+/* The hub of the running loop (borrowed), made if there is none yet. NULL with an error
+   set: RuntimeError where no loop runs. */
+HubObj *paml_hub_of_running_loop(struct module_state *state);
+
+void paml_hub_add(HubObj *hub, struct paml_request *request);
+void paml_hub_remove(HubObj *hub, struct paml_request *request);
+
+/* deadlines.c: the heap and its timer. */
+int paml_deadline_add(HubObj *hub, struct paml_request *request);
+void paml_deadline_remove(HubObj *hub, struct paml_request *request);
+/* Settles what is due, sets the next timer. -1 with an error set. */
+int paml_deadlines_expire(HubObj *hub);
+
+/* Queues a settled future's callbacks, stealing the reference. */
+void paml_hub_ready(HubObj *hub, FutureObj *future);
+
+/* Frees what arrived for loops that are gone. Any Python-side call may. */
+void paml_orphans_collect(struct module_state *state);
+
+#endif

@@ -1,0 +1,323 @@
+#include "signature.h"
+
+#include <string.h>
+
+static PyObject *
+describe_spec(const struct paml_spec *spec)
+{
+    PyObject *shape, *kinds;
+    char dtype[64];
+
+    if (spec->ndim < 0 || spec->shape == NULL) {
+        shape = Py_NewRef(Py_None);
+    } else {
+        shape = PyTuple_New(spec->ndim);
+        for (int32_t i = 0; shape != NULL && i < spec->ndim; i++) {
+            PyObject *size = spec->shape[i] < 0 ? Py_NewRef(Py_None)
+                                                : PyLong_FromLongLong(spec->shape[i]);
+            if (size == NULL) {
+                Py_CLEAR(shape);
+                break;
+            }
+            PyTuple_SET_ITEM(shape, i, size);
+        }
+    }
+    if (shape == NULL) {
+        return NULL;
+    }
+    kinds = PyLong_FromUnsignedLong(spec->kinds);
+    return Py_BuildValue(
+        "(zzNzNi)", spec->name, spec->type, kinds,
+        spec->dtype.bits != 0 ? paml_dtype_name(spec->dtype, dtype, sizeof(dtype)) : NULL,
+        shape, (int)spec->optional);
+}
+
+static PyObject *
+describe_specs(const struct paml_spec *specs, uint32_t count)
+{
+    PyObject *list = PyTuple_New(count);
+
+    for (uint32_t i = 0; list != NULL && i < count; i++) {
+        PyObject *spec = describe_spec(&specs[i]);
+        if (spec == NULL) {
+            Py_CLEAR(list);
+            break;
+        }
+        PyTuple_SET_ITEM(list, i, spec);
+    }
+    return list;
+}
+
+static int
+copy_spec(struct input_spec *to, const struct paml_spec *from)
+{
+    to->kinds = from->kinds;
+    to->dtype = from->dtype;
+    to->ndim = from->ndim;
+    to->optional = (int)from->optional;
+    if (from->name != NULL) {
+        to->name = PyUnicode_InternFromString(from->name);
+        to->utf8 = to->name != NULL ? PyUnicode_AsUTF8(to->name) : NULL;
+        if (to->utf8 == NULL) {
+            return -1;
+        }
+    }
+    if (from->ndim > 0 && from->shape != NULL) {
+        to->shape = PyMem_New(int64_t, from->ndim);
+        if (to->shape == NULL) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        memcpy(to->shape, from->shape, (size_t)from->ndim * sizeof(int64_t));
+    }
+    return 0;
+}
+
+struct signature *
+paml_signature_new(const struct paml_entry *entry)
+{
+    struct signature *signature = PyMem_Calloc(1, sizeof(*signature));
+    PyObject *inputs, *outputs;
+
+    if (signature == NULL) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    signature->variadic = (int)entry->variadic;
+    signature->inputs = PyMem_Calloc(entry->n_inputs + 1, sizeof(*signature->inputs));
+    if (signature->inputs == NULL) {
+        PyErr_NoMemory();
+        goto fail;
+    }
+    for (; signature->n_inputs < entry->n_inputs; signature->n_inputs++) {
+        if (copy_spec(&signature->inputs[signature->n_inputs],
+                      &entry->inputs[signature->n_inputs]) < 0) {
+            goto fail;
+        }
+    }
+    inputs = describe_specs(entry->inputs, entry->n_inputs);
+    outputs = describe_specs(entry->outputs, entry->n_outputs);
+    if (inputs != NULL && outputs != NULL) {
+        signature->described = Py_BuildValue("(sOOi)", entry->name, inputs, outputs,
+                                             (int)entry->variadic);
+    }
+    Py_XDECREF(inputs);
+    Py_XDECREF(outputs);
+    if (signature->described == NULL) {
+        goto fail;
+    }
+    return signature;
+
+fail:
+    paml_signature_free(signature);
+    return NULL;
+}
+
+void
+paml_signature_free(struct signature *signature)
+{
+    if (signature == NULL) {
+        return;
+    }
+    for (uint32_t i = 0; signature->inputs != NULL && i < signature->n_inputs; i++) {
+        Py_XDECREF(signature->inputs[i].name);
+        PyMem_Free(signature->inputs[i].shape);
+    }
+    PyMem_Free(signature->inputs);
+    Py_XDECREF(signature->described);
+    PyMem_Free(signature);
+}
+
+/* "[2, ?, 3]" */
+static void
+shape_text(const int64_t *shape, int32_t ndim, char *text, size_t size)
+{
+    size_t length = (size_t)snprintf(text, size, "[");
+
+    for (int32_t i = 0; i < ndim && length < size - 1; i++) {
+        length += (size_t)(shape[i] < 0
+                               ? snprintf(text + length, size - length, i ? ", ?" : "?")
+                               : snprintf(text + length, size - length, i ? ", %lld" : "%lld",
+                                          (long long)shape[i]));
+    }
+    if (length < size - 1) {
+        snprintf(text + length, size - length, "]");
+    }
+}
+
+static int
+check_tensor(struct module_state *state, const struct input_spec *spec,
+             const DLTensor *tensor)
+{
+    char expected[160], got[160];
+    int fits = 1;
+
+    if (spec->dtype.bits != 0 && memcmp(&spec->dtype, &tensor->dtype,
+                                        sizeof(tensor->dtype)) != 0) {
+        PyErr_Format(state->InputError, "input '%s': expected dtype %s, got %s", spec->utf8,
+                     paml_dtype_name(spec->dtype, expected, sizeof(expected)),
+                     paml_dtype_name(tensor->dtype, got, sizeof(got)));
+        return -1;
+    }
+    if (spec->ndim < 0) {
+        return 0;
+    }
+    fits = spec->ndim == tensor->ndim;
+    for (int32_t i = 0; fits && i < tensor->ndim; i++) {
+        fits = spec->shape[i] < 0 || spec->shape[i] == tensor->shape[i];
+    }
+    if (!fits) {
+        shape_text(spec->shape, spec->ndim, expected, sizeof(expected));
+        shape_text(tensor->shape, tensor->ndim, got, sizeof(got));
+        PyErr_Format(state->InputError, "input '%s': expected shape %s, got %s", spec->utf8,
+                     expected, got);
+        return -1;
+    }
+    return 0;
+}
+
+/* The position of a named input; -1 where there is none such. */
+static Py_ssize_t
+find_input(const struct signature *signature, PyObject *name)
+{
+    for (uint32_t i = 0; i < signature->n_inputs; i++) {
+        if (signature->inputs[i].name == name) {
+            return i;
+        }
+    }
+    for (uint32_t i = 0; i < signature->n_inputs; i++) {
+        if (signature->inputs[i].name != NULL &&
+            PyUnicode_Compare(signature->inputs[i].name, name) == 0) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+static void
+names_text(const struct signature *signature, char *text, size_t size)
+{
+    size_t length = 0;
+
+    text[0] = '\0';
+    for (uint32_t i = 0; i < signature->n_inputs && length < size; i++) {
+        const char *name = signature->inputs[i].utf8;
+        length += (size_t)snprintf(text + length, size - length, "%s%s",
+                                   i > 0 ? ", " : "", name != NULL ? name : "?");
+    }
+}
+
+static int
+refuse_call(struct module_state *state, const struct signature *signature,
+            const char *format, PyObject *argument)
+{
+    char names[512];
+    PyObject *what = PyUnicode_FromFormat(format, argument);
+
+    if (what != NULL) {
+        names_text(signature, names, sizeof(names));
+        PyErr_Format(state->InputError, "%U; the model takes (%s)", what, names);
+        Py_DECREF(what);
+    }
+    return -1;
+}
+
+/* Any number of inputs of any kind, all by position. */
+static int
+bind_variadic(struct module_state *state, const struct signature *signature,
+              struct paml_request *request, PyObject *const *positional,
+              Py_ssize_t n_positional, PyObject *const *names, Py_ssize_t n_named,
+              struct tensor_census *census)
+{
+    if (n_named > 0) {
+        return refuse_call(state, signature, "there is no input named %R", names[0]);
+    }
+    for (Py_ssize_t i = 0; i < n_positional; i++) {
+        struct input_name name = {NULL, i};
+        if (paml_value_append(state, request, positional[i], PAML_KIND_ANY, &name,
+                              census) < 0) {
+            return -1;
+        }
+        request->op.n_arguments++;
+    }
+    return 0;
+}
+
+int
+paml_signature_bind(struct module_state *state, const struct signature *signature,
+                    struct paml_request *request, PyObject *const *positional,
+                    Py_ssize_t n_positional, PyObject *const *named,
+                    PyObject *const *names, Py_ssize_t n_named,
+                    struct tensor_census *census)
+{
+    PyObject *few[8] = {NULL}, **bound = few;
+    struct paml_value *value;
+    Py_ssize_t last = n_positional, at;
+    int status = -1;
+
+    if (signature->variadic) {
+        return bind_variadic(state, signature, request, positional, n_positional, names,
+                             n_named, census);
+    }
+    if (n_positional > (Py_ssize_t)signature->n_inputs) {
+        PyObject *count = PyLong_FromSsize_t(n_positional);
+        refuse_call(state, signature, "%S inputs were given", count);
+        Py_XDECREF(count);
+        return -1;
+    }
+    if (signature->n_inputs > 8 &&
+        (bound = PyMem_Calloc(signature->n_inputs, sizeof(*bound))) == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < n_positional; i++) {
+        bound[i] = positional[i];
+    }
+    for (Py_ssize_t i = 0; i < n_named; i++) {
+        at = find_input(signature, names[i]);
+        if (at < 0) {
+            refuse_call(state, signature, "there is no input named %R", names[i]);
+            goto done;
+        }
+        if (bound[at] != NULL) {
+            refuse_call(state, signature, "input %R was given twice", names[i]);
+            goto done;
+        }
+        bound[at] = named[i];
+        last = at + 1 > last ? at + 1 : last;
+    }
+    for (Py_ssize_t i = 0; i < (Py_ssize_t)signature->n_inputs; i++) {
+        const struct input_spec *spec = &signature->inputs[i];
+        struct input_name name = {spec->utf8, i};
+        uint32_t first = request->op.n_inputs;
+
+        if (bound[i] == NULL && !spec->optional) {
+            refuse_call(state, signature, "input '%U' is missing",
+                        spec->name != NULL ? spec->name : Py_None);
+            goto done;
+        }
+        if (bound[i] == NULL && i >= last) {
+            continue; /* the backend fills in trailing defaults */
+        }
+        if (bound[i] == NULL) {
+            if ((value = paml_request_input(request)) == NULL) {
+                goto done;
+            }
+            value->count = PAML_ABSENT;
+        } else if (paml_value_append(state, request, bound[i], spec->kinds, &name,
+                                     census) < 0) {
+            goto done;
+        } else if (request->op.inputs[first].kind == PAML_TENSOR &&
+                   check_tensor(state, spec, &request->op.inputs[first].tensor) < 0) {
+            goto done;
+        }
+        request->op.n_arguments++;
+    }
+    status = 0;
+
+done:
+    if (bound != few) {
+        PyMem_Free(bound);
+    }
+    return status;
+}

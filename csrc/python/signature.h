@@ -1,0 +1,41 @@
+/* A model's signature as infer() checks it: a copy of the backend's description that
+ * outlives the program, with names as interned Python strings.
+ *
+ * Owner: the Model object. Thread: any, GIL held; not changed once made.
+ */
+#ifndef PAML_SIGNATURE_H
+#define PAML_SIGNATURE_H
+
+#include "backend.h"
+#include "values.h"
+
+struct input_spec {
+    PyObject *name;    /* interned str, or NULL */
+    const char *utf8;  /* of name */
+    uint32_t kinds;
+    DLDataType dtype;
+    int32_t ndim;
+    int64_t *shape;
+    int optional;
+};
+
+struct signature {
+    uint32_t n_inputs;
+    int variadic;
+    struct input_spec *inputs;
+    PyObject *described; /* what Python shows: (entry, inputs, outputs) as tuples */
+};
+
+/* NULL with an error set. */
+struct signature *paml_signature_new(const struct paml_entry *entry);
+void paml_signature_free(struct signature *signature);
+
+/* Appends a call's inputs to the request, checked. `keywords` (dict or NULL) holds the
+   named ones. -1 with TypeError or InputError set. */
+int paml_signature_bind(struct module_state *state, const struct signature *signature,
+                        struct paml_request *request, PyObject *const *positional,
+                        Py_ssize_t n_positional, PyObject *const *named,
+                        PyObject *const *names, Py_ssize_t n_named,
+                        struct tensor_census *census);
+
+#endif

@@ -1,0 +1,40 @@
+/* Python objects to paml_values and back.
+ *
+ * In: the memory is borrowed, not copied, where the object lends it (DLPack, buffer
+ * protocol); the value's owner holds the loan until the run has ended. Out: arrays view
+ * the output buffers and own them.
+ *
+ * Thread: any, GIL held.
+ */
+#ifndef PAML_VALUES_H
+#define PAML_VALUES_H
+
+#include "request.h"
+
+/* How an input is called in errors: "input 'x'", or "input 0" where it has no name. */
+struct input_name {
+    const char *name; /* or NULL */
+    Py_ssize_t index;
+};
+
+/* What a request's tensors were: decides what comes back. */
+struct tensor_census {
+    int torch, other;
+};
+
+/* Appends the object's value(s) to the request. `kinds`: what is accepted at the top
+   (PAML_KIND_BIT); numbers are converted where that loses nothing. -1 with TypeError or
+   InputError set, naming the input. */
+int paml_value_append(struct module_state *state, struct paml_request *request,
+                      PyObject *object, uint32_t kinds, const struct input_name *name,
+                      struct tensor_census *census);
+
+/* An opaque object (stolen), for the python backend. */
+int paml_value_append_object(struct paml_request *request, PyObject *object);
+
+/* One structure in prefix order as Python objects: a new reference or NULL. The owners
+   move out of the values. */
+PyObject *paml_outputs_to_object(struct module_state *state, struct paml_outputs *outputs,
+                                 enum flavour flavour);
+
+#endif

@@ -1,0 +1,167 @@
+"""From a file or a live module to a `Model`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Sequence
+from types import TracebackType
+from typing import Any
+
+from . import _files
+from ._call import call
+from .backends import Devices, load_backend, parse_devices
+from .errors import LoadError
+from .model import Model, Queue, make_model
+
+# The profiling executors specialise in the first two runs; the third is as all others.
+_WARMUP_RUNS = 3
+
+
+class Loading:
+    """What `load` returns: await it for the model, or enter it with ``async with``."""
+
+    def __init__(self, open_model: Callable[[], Any]) -> None:
+        self._open_model = open_model
+        self._model: Model | None = None
+
+    def __await__(self) -> Generator[Any, None, Model]:
+        return self._open_model().__await__()  # type: ignore[no-any-return]
+
+    async def __aenter__(self) -> Model:
+        self._model = await self
+        return self._model
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._model is not None
+        await self._model.close(drain=exc_type is None)
+
+
+def load(
+    source: Any,
+    *,
+    inputs: Any = None,
+    device: str | Sequence[str] = "cpu",
+    instances: int = 1,
+    threads: int = 1,
+    entry: str | None = None,
+    queue: Queue | None = None,
+    warmup: bool = True,
+    backend: str | None = None,
+    sha256: str | None = None,
+    name: str | None = None,
+) -> Loading:
+    """Load a model: ``await load(...)``, or ``async with load(...) as model``.
+
+    `source`: a file, whose format is found from its content (TorchScript archives), or a
+    live `torch.nn.Module` or other callable, which runs in Python on the workers and
+    holds the GIL as Python code must. Reading, building and warming up happen on a
+    worker, while the loop goes on; the first use of a framework in a process imports
+    its library, which may hold the GIL for some milliseconds.
+
+    `inputs`: example inputs, one or a tuple; each instance runs them before the model is
+    ready, so that the first request isn't slow (`warmup=False`: not).
+    `device`: "cpu", "cuda:0", … or several of them. `instances`: workers per device,
+    each with its own stream of runs. `threads`: intra-op threads of one instance.
+    `entry`: the function to serve, where the program has several (a method's name).
+    `queue`: the bound, see `Queue`. `backend`: "torch" or "python", where the content
+    doesn't tell. `sha256`: the file's checksum in hex; without it, a file of the same
+    name with ".sha256" added is looked for. `name`: what errors and stats call it.
+
+    A model file is code: load only what you would run.
+
+    Raises `TypeError` and `ValueError` for wrong arguments at the call, and `LoadError`
+    in the awaiting task for everything about the file, the framework or the device.
+    """
+    for what, value in (("instances", instances), ("threads", threads)):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{what}: expected an int, got {type(value).__name__}")
+        if value < 1:
+            raise ValueError(f"{what}: expected 1 or more, got {value}")
+    if queue is not None and not isinstance(queue, Queue):
+        raise TypeError(f"queue: expected a Queue, got {type(queue).__name__}")
+    devices = parse_devices(device)
+    example = inputs if isinstance(inputs, tuple) else () if inputs is None else (inputs,)
+    common = {
+        "devices": devices,
+        "instances": instances,
+        "threads": threads,
+        "queue": queue,
+        "warmup_runs": _WARMUP_RUNS if warmup else 0,
+    }
+    if isinstance(source, (str, os.PathLike)):
+        path = os.fspath(source)
+        if not isinstance(path, str):
+            path = os.fsdecode(path)
+        name = name or os.path.basename(path.rstrip("/")) or path
+        return Loading(lambda: _open_file(path, backend, sha256, entry, example, name, common))
+    if callable(source):
+        if sha256 is not None:
+            raise TypeError("sha256: only a file has a checksum")
+        if backend not in (None, "python"):
+            raise ValueError(
+                f"backend: a live module runs on 'python'; {backend!r} loads files"
+            )
+        function = _live_entry(source, entry)
+        name = name or getattr(source, "__name__", type(source).__name__)
+        return Loading(lambda: _open_live(source, function, devices, example, name, common))
+    raise TypeError(
+        "source: expected a path, a torch.nn.Module or a callable, "
+        f"got {type(source).__name__}"
+    )
+
+
+def _live_entry(source: Any, entry: str | None) -> Callable[..., Any]:
+    function = source if entry is None else getattr(source, entry, None)
+    if not callable(function):
+        raise ValueError(f"entry: {type(source).__name__} has no method {entry!r}")
+    return function  # type: ignore[no-any-return]
+
+
+async def _open_file(
+    path: str,
+    backend: str | None,
+    sha256: str | None,
+    entry: str | None,
+    example: tuple[Any, ...],
+    name: str,
+    common: dict[str, Any],
+) -> Model:
+    found = await call(_files.identify, path, backend, sha256)
+    capsule = await call(load_backend, found)
+    model = make_model(Model, found, capsule, name=name, path=path, entry=entry, **common)
+    return await _started(model, example)
+
+
+async def _open_live(
+    source: Any,
+    function: Callable[..., Any],
+    devices: Devices,
+    example: tuple[Any, ...],
+    name: str,
+    common: dict[str, Any],
+) -> Model:
+    from .backends.python import live_callable
+
+    if any(device != "cpu" for device, _ in devices):
+        raise LoadError(
+            "device: a live module runs where its parameters are; move it there "
+            "(module.to(device)) and leave device= out"
+        )
+    capsule = await call(load_backend, "python")
+    model = make_model(
+        Model, "python", capsule, live_callable(source, function), name=name, **common
+    )
+    return await _started(model, example)
+
+
+async def _started(model: Model, example: tuple[Any, ...]) -> Model:
+    try:
+        return await model._start(*example)  # type: ignore[no-any-return]
+    except BaseException:
+        model._abort()
+        raise

@@ -1,0 +1,87 @@
+"""The frameworks that models run on."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .. import _core
+from ..errors import LoadError
+
+# DLDeviceType of the DLPack standard.
+_DEVICE_TYPES = {"cpu": 1, "cuda": 2, "mps": 8, "rocm": 10, "xpu": 14}
+_DEVICE_NAMES = {number: name for name, number in _DEVICE_TYPES.items()}
+
+Devices = tuple[tuple[str, tuple[int, int]], ...]
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that a backend can run on, or the reason why the backend can't run.
+
+    `device` is what `load(device=…)` takes; `memory` is in bytes, 0 where unknown.
+    """
+
+    backend: str
+    device: str
+    name: str
+    memory: int
+    available: bool
+    reason: str
+
+
+def parse_devices(device: str | Sequence[str]) -> Devices:
+    """(name, (DLPack device type, index)) of each device named."""
+    names = [device] if isinstance(device, str) else list(device)
+    if not names:
+        raise ValueError("device: expected at least one")
+    parsed = []
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(
+                f"device: expected a str or a list of them, got {type(name).__name__}"
+            )
+        match = re.fullmatch(r"([a-z]+)(?::(\d{1,4}))?", name)
+        if match is None or match[1] not in _DEVICE_TYPES:
+            raise ValueError(
+                f"device: expected 'cpu', 'cuda:0' or the like, got {name!r}; "
+                f"there is {', '.join(_DEVICE_TYPES)}"
+            )
+        index = int(match[2] or 0)
+        parsed.append((name, (_DEVICE_TYPES[match[1]], index)))
+    return tuple(parsed)
+
+
+def load_backend(name: str) -> Any:
+    """The capsule of a backend's function table (csrc/engine/backend.h).
+
+    Raises `LoadError` where the framework is absent or can't be used.
+    """
+    if name == "python":
+        return _core.python_backend
+    if name == "echo":
+        return _core.echo_backend
+    return importlib.import_module(f"{__name__}.{name}").capsule()
+
+
+def devices() -> list[Device]:
+    """What each installed backend can run on, and why one that is known can't.
+
+    Loads the frameworks that are installed: call it from `call` where that matters.
+    """
+    found = []
+    for backend in ("torch",):
+        try:
+            capsule = load_backend(backend)
+        except LoadError as error:
+            found.append(Device(backend, "", "", 0, False, str(error)))
+            continue
+        for kind, index, name, memory in _core.backend_devices(capsule):
+            device = _DEVICE_NAMES.get(kind, f"type{kind}")
+            device = device if device == "cpu" else f"{device}:{index}"
+            found.append(Device(backend, device, name, memory, True, ""))
+    found.append(Device("python", "cpu", "cpu", 0, True, ""))
+    return found

@@ -1,0 +1,250 @@
+"""The model: what `load` gives and what is awaited."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal
+
+from . import _core
+
+# The order of enum paml_kind in csrc/engine/value.h.
+_KINDS = (
+    "None",
+    "tensor",
+    "bool",
+    "int",
+    "float",
+    "str",
+    "bytes",
+    "tuple",
+    "list",
+    "dict",
+    "object",
+)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a model, as far as its format states it.
+
+    `name` is None where inputs have no names. `kinds` are the Python kinds accepted
+    ("tensor", "int", "list", …). `dtype` is a name like "float32", None for any.
+    `shape` has None for sizes that may vary, and is None where the rank may. `type` is
+    the framework's own word for it.
+    """
+
+    name: str | None
+    type: str | None
+    kinds: tuple[str, ...]
+    dtype: str | None
+    shape: tuple[int | None, ...] | None
+    optional: bool
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a model takes and gives. `variadic`: any number of inputs, by position."""
+
+    entry: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    variadic: bool
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The bound of a model's queue, and what happens at it.
+
+    `when_full="wait"` (the default): requests past `max_rows` wait natively, first come
+    first served, up to `max_bytes` of inputs in all. `"reject"`: they fail with
+    `QueueFull`. Past `max_bytes` requests fail in either case. A request counts as one
+    row.
+    """
+
+    max_rows: int = 1024
+    max_bytes: int = 2**30
+    when_full: Literal["wait", "reject"] = "wait"
+
+    def __post_init__(self) -> None:
+        for name in ("max_rows", "max_bytes"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"Queue: {name}: expected an int, 1 or more, got {value!r}"
+                )
+        if self.when_full not in ("wait", "reject"):
+            raise ValueError(
+                f"Queue: when_full: expected 'wait' or 'reject', got {self.when_full!r}"
+            )
+
+
+@dataclass(frozen=True)
+class Stats:
+    """A model's counters since it was made, and its latencies in seconds.
+
+    `waiting` and `running` are requests at this moment; `wait` is time in the queue,
+    `run` time in the backend, quantiles within an eighth; `busy` seconds in the backend,
+    one number an instance.
+    """
+
+    backend: str
+    devices: tuple[str, ...]
+    submitted: int
+    completed: int
+    failed: int
+    cancelled: int
+    expired: int
+    rejected: int
+    waiting: int
+    waiting_bytes: int
+    running: int
+    wait_p50: float
+    wait_p99: float
+    run_p50: float
+    run_p99: float
+    busy: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Health:
+    """Whether the model can serve, and why not.
+
+    `status`: "loading", "ready", "closing", "closed" or "failed" (`message` says why).
+    `longest_run` and `oldest_wait` are ages in seconds of what runs and waits now: large
+    ones mean that a run hangs or that the model can't keep up.
+    """
+
+    status: Literal["new", "loading", "ready", "closing", "closed", "failed"]
+    message: str
+    instances: int
+    instances_alive: int
+    longest_run: float
+    oldest_wait: float
+
+    @property
+    def ok(self) -> bool:
+        """Ready, with every instance alive."""
+        return self.status == "ready" and self.instances_alive == self.instances
+
+
+def _specs(described: Iterable[tuple[Any, ...]]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(
+            name,
+            type_,
+            tuple(kind for i, kind in enumerate(_KINDS) if kinds >> i & 1),
+            dtype,
+            shape,
+            bool(optional),
+        )
+        for name, type_, kinds, dtype, shape, optional in described
+    )
+
+
+class Model(_core.Model):
+    """A loaded model. Made by `load`; belongs to the process, not to a loop.
+
+    Any number of event loops and threads may share a model; each future belongs to the
+    loop that called `infer`.
+    """
+
+    _backend_name: str
+    _device_names: tuple[str, ...]
+
+    # infer() and close() are the C methods; here for their full documentation.
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+
+    @property
+    def signature(self) -> Signature:
+        """Names, kinds, dtypes and shapes of inputs and outputs."""
+        entry, inputs, outputs, variadic = self._described
+        return Signature(entry, _specs(inputs), _specs(outputs), bool(variadic))
+
+    def stats(self) -> Stats:
+        """Counters and latencies; see `Stats`."""
+        return Stats(self._backend_name, self._device_names, *self._stats())
+
+    def health(self) -> Health:
+        """Whether the model can serve; see `Health`."""
+        status, message, alive, _, longest_run, oldest_wait = self._health()
+        return Health(
+            status,
+            message,
+            len(self._stats()[-1]),
+            alive,
+            longest_run,
+            oldest_wait,
+        )
+
+    async def __aenter__(self) -> Model:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close(drain=exc_type is None)
+
+    def __repr__(self) -> str:
+        where = ", ".join(self._device_names)
+        return (
+            f"<{type(self).__name__} {self.name!r} {self._backend_name} on {where}: "
+            f"{self._health()[0]}>"
+        )
+
+
+def _spin_ns() -> int:
+    """How long an idle worker may watch its queue: PYASYNCML_SPIN, in microseconds."""
+    text = os.environ.get("PYASYNCML_SPIN", "100")
+    try:
+        microseconds = float(text)
+        if not 0 <= microseconds <= 1e6:
+            raise ValueError
+    except ValueError:
+        raise ValueError(
+            f"PYASYNCML_SPIN: expected microseconds, 0 to 1000000, got {text!r}"
+        ) from None
+    return int(microseconds * 1000) if len(os.sched_getaffinity(0)) > 1 else 0
+
+
+def make_model(
+    cls: type[Model],
+    backend: str,
+    capsule: Any,
+    options: Any = None,
+    *,
+    name: str,
+    path: str | None = None,
+    entry: str | None = None,
+    devices: tuple[tuple[str, tuple[int, int]], ...] = (("cpu", (1, 0)),),
+    instances: int = 1,
+    threads: int = 1,
+    warmup_runs: int = 0,
+    queue: Queue | None = None,
+) -> Model:
+    """A model that isn't started yet."""
+    queue = queue or Queue()
+    model = cls(
+        capsule,
+        options,
+        name=name,
+        path=path,
+        entry=entry,
+        devices=tuple(device for _, device in devices),
+        instances=instances,
+        threads=threads,
+        warmup_runs=warmup_runs,
+        spin_ns=_spin_ns(),
+        max_rows=queue.max_rows,
+        max_bytes=queue.max_bytes,
+        reject=queue.when_full == "reject",
+    )
+    model._backend_name = backend
+    model._device_names = tuple(name for name, _ in devices)
+    return model

@@ -1,0 +1,97 @@
+"""A model for tests: gives its inputs back, and does on the way what it is told.
+
+Nothing in a test has to sleep: a gate holds runs inside the backend until the test lets
+them go.
+
+>>> import asyncio
+>>> async def main():
+...     async with await echo() as model:
+...         model.hold()
+...         future = model.infer(1.0)
+...         await model.begun(1)           # the worker is inside the run
+...         assert not future.done()
+...         model.release()
+...         return await future
+>>> asyncio.run(main())
+1.0
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import _core
+from .model import Model, Queue, make_model
+
+__all__ = ["EchoModel", "echo"]
+
+
+class EchoModel(Model):
+    """A `Model` whose runs can be held, delayed and made to fail."""
+
+    _script: _core.EchoScript
+
+    def hold(self) -> None:
+        """Runs from now on wait at a gate inside the backend."""
+        self._script.hold()
+
+    def release(self, runs: int | None = None) -> None:
+        """Let `runs` runs through the gate; None opens it for good."""
+        self._script.release(runs)
+
+    def fail(
+        self, runs: int = 1, message: str = "scripted failure", *, memory: bool = False
+    ) -> None:
+        """The next runs fail: `BackendError`, or `OutOfMemory` with `memory`."""
+        self._script.fail(runs, memory, message)
+
+    def begun(self, runs: int) -> _core.Future[None]:
+        """A `Future` that is done when `runs` runs in all have begun."""
+        return self._script.begun(runs)
+
+    @property
+    def runs(self) -> int:
+        """Runs begun so far."""
+        return self._script.seen()[0]
+
+    @property
+    def seen(self) -> list[int]:
+        """The rows of each run so far, the last 4096: of its first input's axis 0."""
+        return self._script.seen()[2]
+
+    def run_direct(self, *inputs: Any) -> Any:
+        """The same conversions and the same run, blocking, in the calling thread."""
+        return self._run_direct(*inputs)
+
+
+async def echo(
+    *,
+    instances: int = 1,
+    delay: float = 0.0,
+    busy: bool = False,
+    queue: Queue | None = None,
+    name: str = "echo",
+) -> EchoModel:
+    """A running echo model.
+
+    `delay`: seconds each run takes, slept, or burnt with `busy`. One input comes back
+    as it is (a copy), several as a tuple; any structure of tensors, numbers and strings.
+    """
+    script = _core.EchoScript(delay, busy)
+    model = make_model(
+        EchoModel,
+        "echo",
+        _core.echo_backend,
+        script,
+        name=name,
+        instances=instances,
+        queue=queue,
+    )
+    assert isinstance(model, EchoModel)
+    model._script = script
+    try:
+        await model._start()
+    except BaseException:
+        model._abort()
+        raise
+    return model

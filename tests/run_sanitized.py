@@ -1,0 +1,162 @@
+"""Builds the extension with ASan and UBSan and runs the whole test suite under them.
+
+The build stands apart, in build/sanitize: a copy of the sources with the sanitized
+extension in place, run by the project's own environment. Interpreter and frameworks
+are not sanitized, so the runtime is preloaded. They also leak by the sanitizer's
+reckoning; of the leaks that it reports, those count that were allocated by the
+project's code, by the address of the call. (References that are lost leak objects of
+the interpreter's, whose stacks don't reach so far: the tests' own fixture counts them.)
+Any other report stops the process that it concerns, and fails the run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TREE = ROOT / "build" / "sanitize" / "tree"
+REPORTS = ROOT / "build" / "sanitize" / "reports"
+COPIED = (
+    "csrc",
+    "pyasyncml",
+    "tests",
+    "examples",
+    "setup.py",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+)
+NOT_COPIED = ("*.so", "__pycache__", "_csrc", "build")
+# Frames from the allocator within which code of ours makes a leak ours.
+NEAR = 8
+
+
+def copy_sources() -> None:
+    """Brings the copy up to date; unchanged files keep their times, so that only what
+    changed is compiled again."""
+    wanted = set()
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            ignored = shutil.ignore_patterns(*NOT_COPIED)
+            shutil.copytree(source, TREE / name, ignore=ignored, dirs_exist_ok=True)
+            wanted |= {path.relative_to(ROOT) for path in source.rglob("*")}
+        else:
+            TREE.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, TREE / name)
+    for name in COPIED:
+        for path in (TREE / name).rglob("*"):
+            stale = path.relative_to(TREE) not in wanted
+            if stale and path.suffix in {".c", ".h", ".cpp", ".py", ".pyi", ".ipynb"}:
+                path.unlink()
+
+
+def build(environment: dict[str, str]) -> None:
+    subprocess.run(
+        [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"],
+        cwd=TREE,
+        env=environment | {"PYASYNCML_SANITIZE": "address,undefined"},
+        check=True,
+    )
+
+
+def runtime(name: str) -> str:
+    """Where the compiler keeps a library of its own."""
+    command = [os.environ.get("CC", "gcc"), f"-print-file-name={name}"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    return found.stdout.strip()
+
+
+def sanitized(environment: dict[str, str]) -> dict[str, str]:
+    """The environment of a process that runs the sanitized extension."""
+    # libstdc++ too: ASan looks for __cxa_throw when it starts, before torch is there.
+    preload = [runtime("libasan.so"), runtime("libubsan.so"), runtime("libstdc++.so")]
+    log = f"log_path={REPORTS / 'report'}"
+    return environment | {
+        "LD_PRELOAD": " ".join(preload),
+        # The reports decide, not the exit status: interpreter, frameworks and the
+        # compilers that tests start leak too.
+        "ASAN_OPTIONS": f"exitcode=0:detect_leaks=1:{log}",
+        # The leak checker now and then crashes reading the thread-local storage of
+        # frameworks' threads.
+        "LSAN_OPTIONS": "use_tls=0",
+        # Ends the process with status 1, and writes to stderr wherever logs go.
+        "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+        # So that ASan sees each of the interpreter's blocks.
+        "PYTHONMALLOC": "malloc",
+        "PYTHONPATH": str(TREE),
+    }
+
+
+def check_it_is_the_one(environment: dict[str, str]) -> None:
+    """Fails unless the copy's extension is what gets imported, with ASan in it."""
+    script = "from pyasyncml import _core; print(_core.__file__)"
+    found = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=TREE,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    extension = Path(found.stdout.strip())
+    if TREE not in extension.parents:
+        sys.exit(f"not the sanitized build: {extension}")
+    if b"__asan_init" not in extension.read_bytes():
+        sys.exit(f"built without ASan: {extension}")
+
+
+def our_leaks(report: str) -> Iterator[str]:
+    """The leaks in a report that were allocated by the project's code."""
+    for block in re.split(r"\n\s*\n", report):
+        frames = re.findall(r"^\s+#\d+ .*$", block, re.MULTILINE)
+        near = "\n".join(frames[:NEAR])
+        ours = re.search(r"csrc/|pyasyncml/[^\s(]*\.so", near)
+        if re.search(r"^(Direct|Indirect) leak of", block, re.MULTILINE) and ours:
+            yield block.strip()
+
+
+def read_reports() -> tuple[list[str], int]:
+    """What of the reports is the project's fault, and how many processes ended
+    without their leaks checked because the checker itself failed."""
+    found = []
+    unchecked = 0
+    for path in sorted(REPORTS.iterdir()):
+        report = path.read_text(encoding="utf-8", errors="replace")
+        if "ERROR: AddressSanitizer" in report:
+            found.append(report)
+        found += our_leaks(report)
+        unchecked += "LeakSanitizer has encountered a fatal error" in report
+    return found, unchecked
+
+
+def main() -> int:
+    copy_sources()
+    plain = dict(os.environ)
+    build(plain)
+    environment = sanitized(plain)
+    shutil.rmtree(REPORTS, ignore_errors=True)
+    REPORTS.mkdir(parents=True)
+    check_it_is_the_one(environment)
+    # Time limits are for unsanitized code. Only Python's own streams are captured: what
+    # UBSan says last must not be lost with the process.
+    tests = [sys.executable, "-m", "pytest", "-q", "-o", "timeout=600"]
+    tests += ["--capture=sys", *sys.argv[1:]]
+    status = subprocess.run(tests, cwd=TREE, env=environment, check=False).returncode
+    found, unchecked = read_reports()
+    for report in found:
+        print(report, end="\n\n")
+    print(f"sanitizers: {len(found)} reports, pytest's exit status {status}")
+    if unchecked:
+        print(f"{unchecked} processes ended without a check for leaks")
+    return 1 if found or status else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
