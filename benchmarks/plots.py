@@ -26,16 +26,19 @@ def plot(results: Results, path: Path) -> None:
         if len({cell.load for cell in closed if cell.workload == name}) > 1
     ]
     figure, grid = pyplot.subplots(
-        len(workloads), 2, figsize=(11, 3.6 * len(workloads)), squeeze=False
+        len(workloads),
+        2,
+        figsize=(11, 3.6 * len(workloads) + 0.6),
+        squeeze=False,
+        layout="constrained",
     )
     for row, workload in zip(grid, workloads, strict=True):
         _draw(row[0], results, workload, throughput, "requests per second")
         _draw(row[1], results, workload, lag_p99, "loop lag p99 (µs)")
-    grid[0][0].legend(fontsize="small")
-    figure.suptitle(
-        f"closed loop, {results.machine['cores']} cores, {results.machine['python']}"
-    )
-    figure.tight_layout()
+    lines = {line.get_label(): line for line in grid[0][0].containers}
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=len(lines))
+    machine = results.machine
+    figure.suptitle(f"closed loop, {machine['cores']} cores, {machine['python']}")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 

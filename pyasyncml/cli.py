@@ -56,7 +56,8 @@ def _devices() -> int:
     from . import devices
 
     for device in devices():
-        print(device)
+        what = device.name if device.available else device.reason
+        print(f"{device.backend:8} {device.device or '-':8} {what}")
     return 0
 
 

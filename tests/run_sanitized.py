@@ -27,12 +27,13 @@ COPIED = (
     "pyasyncml",
     "tests",
     "examples",
+    "benchmarks",
     "setup.py",
     "pyproject.toml",
     "README.md",
     "LICENSE",
 )
-NOT_COPIED = ("*.so", "__pycache__", "_csrc", "build")
+NOT_COPIED = ("*.so", "__pycache__", "_csrc", "build", "results")
 # Frames from the allocator within which code of ours makes a leak ours.
 NEAR = 8
 

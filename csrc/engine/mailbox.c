@@ -5,6 +5,10 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+/* The end of a list whose owner is awake: no op lives at this address. */
+static struct paml_op awake;
+#define AWAKE (&awake)
+
 struct paml_mailbox *
 paml_mailbox_new(void)
 {
@@ -82,12 +86,24 @@ paml_mailbox_take(struct paml_mailbox *mailbox)
     struct paml_op *op, *next, *oldest = NULL;
 
     /* acquire: pairs with the release in post. */
-    op = atomic_exchange_explicit(&mailbox->head, NULL, memory_order_acquire);
-    while (op != NULL) {
+    op = atomic_exchange_explicit(&mailbox->head, AWAKE, memory_order_acquire);
+    while (op != NULL && op != AWAKE) {
         next = op->next;
         op->next = oldest;
         oldest = op;
         op = next;
     }
     return oldest;
+}
+
+/* Thread: the owner's. GIL: any. Locks: none. */
+bool
+paml_mailbox_rest(struct paml_mailbox *mailbox)
+{
+    struct paml_op *expected = AWAKE;
+
+    return atomic_compare_exchange_strong_explicit(
+               &mailbox->head, &expected, NULL, memory_order_relaxed,
+               memory_order_relaxed) ||
+           expected == NULL;
 }

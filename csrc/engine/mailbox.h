@@ -1,8 +1,13 @@
 /* Finished ops on their way to one event loop: a lock-free list and an eventfd.
  *
  * Thread: any may post; one at a time takes (the loop that owns the hub, or whoever
- * reaps after that loop is gone). One write(2) per burst: only the post that finds the
- * list empty rings.
+ * reaps after that loop is gone).
+ *
+ * Ringing costs a system call, so it is done once a burst. The list tells whether it is
+ * needed: while the owner is at work it leaves a mark at the list's end that says "I
+ * will look again", and only a post that finds the list empty, without the mark, rings.
+ *     list empty             the owner sleeps; the next post rings
+ *     anything in the list   the eventfd is readable, or the owner sees to it that it is
  *
  * Lifetime: one reference for the owner and one for each post under way, so that a
  * worker can still ring after the owner has already taken its op and gone. The eventfd
@@ -12,11 +17,12 @@
 #define PAML_MAILBOX_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 
 #include "op.h"
 
 struct paml_mailbox {
-    _Alignas(64) _Atomic(struct paml_op *) head; /* newest first */
+    _Alignas(64) _Atomic(struct paml_op *) head; /* newest first; ends with NULL or the mark */
     _Alignas(64) atomic_int refs;
     int fd;
 };
@@ -25,8 +31,12 @@ struct paml_mailbox *paml_mailbox_new(void); /* NULL with errno set */
 void paml_mailbox_unref(struct paml_mailbox *mailbox);
 /* Gives the op away. */
 void paml_mailbox_post(struct paml_mailbox *mailbox, struct paml_op *op);
-/* Everything posted so far, oldest first, linked by `next`. */
+/* Everything posted so far, oldest first, linked by `next`. Leaves the mark: until
+   paml_mailbox_rest() says yes, nobody rings. */
 struct paml_op *paml_mailbox_take(struct paml_mailbox *mailbox);
+/* True: nothing has come since the last take, and from now on posts ring. False: take
+   again (or ring, and leave). Silence the eventfd before, not after. */
+bool paml_mailbox_rest(struct paml_mailbox *mailbox);
 void paml_mailbox_ring(struct paml_mailbox *mailbox);
 /* Makes the eventfd unreadable until the next ring. */
 void paml_mailbox_silence(struct paml_mailbox *mailbox);

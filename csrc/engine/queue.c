@@ -1,6 +1,7 @@
 #include "queue.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <stddef.h>
 
 #include "clock.h"
@@ -8,6 +9,12 @@
 /* What `inbox` holds once the queue is closed: no op lives at this address. */
 static struct paml_op inbox_closed;
 #define INBOX_CLOSED (&inbox_closed)
+
+/* Pauses between two looks of a spinning worker: about a microsecond. */
+#define LOOK_EVERY 32
+
+/* How long a burst may keep an idle worker from what has come. */
+#define HOLD_NS 50000
 
 /* Spinning workers in the whole process: at least one processor stays free of them. */
 static atomic_int spinning;
@@ -18,6 +25,8 @@ paml_queue_init(struct paml_queue *queue, const struct paml_queue_limits *limits
     atomic_init(&queue->inbox, NULL);
     atomic_init(&queue->rows, 0);
     atomic_init(&queue->bytes, 0);
+    atomic_init(&queue->pusher_cpu, -1);
+    atomic_init(&queue->hold_until_ns, 0);
     atomic_init(&queue->sleepers, 0);
     atomic_init(&queue->spinners, 0);
     atomic_init(&queue->listed, 0);
@@ -75,6 +84,7 @@ paml_queue_push(struct paml_queue *queue, struct paml_op *op)
         return PAML_ERR_QUEUE;
     }
     paml_op_set_state(op, PAML_OP_WAITING);
+    atomic_store_explicit(&queue->pusher_cpu, sched_getcpu(), memory_order_relaxed);
     head = atomic_load_explicit(&queue->inbox, memory_order_relaxed);
     do {
         if (head == INBOX_CLOSED) {
@@ -177,7 +187,7 @@ queue_spin(struct paml_queue *queue, const struct paml_patience *patience)
     static atomic_int spare; /* how many may spin; 0: not known yet */
     int most = atomic_load_explicit(&spare, memory_order_relaxed);
     int64_t until;
-    bool news = false;
+    bool news = false, shared;
 
     if (patience->limit_ns == 0 || patience->usual_ns > patience->limit_ns) {
         return false;
@@ -192,16 +202,61 @@ queue_spin(struct paml_queue *queue, const struct paml_patience *patience)
     if (atomic_fetch_add_explicit(&spinning, 1, memory_order_relaxed) < most) {
         atomic_fetch_add_explicit(&queue->spinners, 1, memory_order_seq_cst);
         until = paml_now_ns() + patience->limit_ns;
+        /* Looking takes the inbox's cache line from whoever pushes: look rarely enough
+           for a burst to come in one piece. */
         do {
-            for (int i = 0; i < 32 && !(news = queue_has_news(queue)); i++) {
+            for (int i = 0; i < LOOK_EVERY; i++) {
                 paml_cpu_relax();
             }
-        } while (!news && paml_now_ns() < until);
+            news = queue_has_news(queue);
+            /* Whoever pushes can't while we spin on its processor. */
+            shared = sched_getcpu() ==
+                     atomic_load_explicit(&queue->pusher_cpu, memory_order_relaxed);
+        } while (!news && !shared && paml_now_ns() < until);
         atomic_fetch_sub_explicit(&queue->spinners, 1, memory_order_seq_cst);
         news = news || queue_has_news(queue);
     }
     atomic_fetch_sub_explicit(&spinning, 1, memory_order_relaxed);
     return news;
+}
+
+/* Thread: any. Locks: none. */
+void
+paml_queue_hold(struct paml_queue *queue, int64_t now_ns)
+{
+    if (now_ns >= atomic_load_explicit(&queue->hold_until_ns, memory_order_relaxed)) {
+        atomic_store_explicit(&queue->hold_until_ns, now_ns + HOLD_NS,
+                              memory_order_relaxed);
+    }
+}
+
+/* Thread: any. Locks: none. */
+void
+paml_queue_let_go(struct paml_queue *queue)
+{
+    atomic_store_explicit(&queue->hold_until_ns, 0, memory_order_relaxed);
+}
+
+/* Lets a burst grow. Relaxed: the hold is advice, the inbox carries the ops.
+   Thread: worker. Locks: none. */
+static void
+queue_await_burst(struct paml_queue *queue)
+{
+    int64_t until, now;
+
+    while ((until = atomic_load_explicit(&queue->hold_until_ns, memory_order_relaxed)) !=
+               0 &&
+           (now = paml_now_ns()) < until) {
+        if (sched_getcpu() ==
+            atomic_load_explicit(&queue->pusher_cpu, memory_order_relaxed)) {
+            struct timespec left = {0, until - now}; /* its processor is ours */
+            nanosleep(&left, NULL);
+            return;
+        }
+        for (int i = 0; i < LOOK_EVERY; i++) {
+            paml_cpu_relax();
+        }
+    }
 }
 
 /* Thread: worker. Locks: none. */
@@ -235,6 +290,9 @@ paml_queue_take(struct paml_queue *queue, struct paml_patience *patience)
     bool closed, more;
 
     for (;;) {
+        if (atomic_load_explicit(&queue->listed, memory_order_relaxed) == 0) {
+            queue_await_burst(queue);
+        }
         pthread_mutex_lock(&queue->lock);
         closed = queue_sort_inbox(queue, NULL);
         op = queue->first;

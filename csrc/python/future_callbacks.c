@@ -199,8 +199,10 @@ paml_future_add_done_callback(FutureObj *self, PyObject *const *args, Py_ssize_t
         if (state == NULL) {
             return NULL;
         }
+        /* By value: asyncio's own tuple of names holds a string of its own. */
         if (nargs == 1 && keywords == 1 &&
-            PyTuple_GET_ITEM(kwnames, 0) == state->str_context) {
+            PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(kwnames, 0), "context") ==
+                0) {
             function = args[0];
             context = args[1];
         }

@@ -131,18 +131,47 @@ hub_settle(HubObj *hub, struct paml_request *request)
     paml_hub_ready(hub, future);
 }
 
-static int
+static void
 hub_settle_arrived(HubObj *hub)
 {
     struct paml_op *op = paml_mailbox_take(hub->mailbox), *next;
-    int any = op != NULL;
 
     while (op != NULL) {
         next = op->next;
         hub_settle(hub, (struct paml_request *)op);
         op = next;
     }
-    return any;
+}
+
+void
+paml_hub_hold(HubObj *hub, struct paml_model *model, int64_t now_ns)
+{
+    int i = 0;
+
+    if (!hub->running) {
+        return;
+    }
+    while (i < hub->n_held && hub->held[i] != model) {
+        i++;
+    }
+    if (i == HUB_HELD_MOST) {
+        return;
+    }
+    if (i == hub->n_held) {
+        atomic_fetch_add_explicit(&model->refs, 1, memory_order_relaxed);
+        hub->held[hub->n_held++] = model;
+    }
+    paml_queue_hold(&model->queue, now_ns);
+}
+
+static void
+hub_let_go(HubObj *hub)
+{
+    while (hub->n_held > 0) {
+        struct paml_model *model = hub->held[--hub->n_held];
+        paml_queue_let_go(&model->queue);
+        paml_model_unref(model);
+    }
 }
 
 /* Runs the callbacks of settled futures. Returns how many futures may still be served
@@ -157,15 +186,15 @@ hub_run_ready(HubObj *hub, int most)
     FutureObj *future;
     int status;
 
+    hub->running++;
     while (most > 0 && (future = hub_next_ready(hub)) != NULL) {
         status = hub->debug ? paml_future_schedule_callbacks(hub->state, future)
                             : paml_future_run_callbacks(hub->state, future);
         Py_DECREF(future);
-        if (status < 0) {
-            return -1;
-        }
-        most--;
+        most = status < 0 ? -1 : most - 1;
     }
+    hub->running--;
+    hub_let_go(hub);
     return most;
 }
 
@@ -209,13 +238,13 @@ Hub_drain(HubObj *hub, PyObject *Py_UNUSED(ignored))
         Py_RETURN_NONE; /* still readable: the loop comes back after its other tasks */
     }
     paml_mailbox_silence(hub->mailbox);
-    while (hub_settle_arrived(hub)) {
-        if (most == 0) {
-            paml_mailbox_ring(hub->mailbox);
-            break;
+    while (!paml_mailbox_rest(hub->mailbox)) {
+        hub_settle_arrived(hub);
+        if (most > 0) {
+            most = hub_run_ready(hub, most);
         }
-        if ((most = hub_run_ready(hub, most)) < 0 || hub->ready_first != NULL) {
-            paml_mailbox_ring(hub->mailbox);
+        if (most <= 0 || hub->ready_first != NULL) {
+            paml_mailbox_ring(hub->mailbox); /* the loop's other tasks first */
             break;
         }
     }

@@ -10,7 +10,10 @@
 #define PAML_HUB_H
 
 #include "mailbox.h"
+#include "model.h"
 #include "request.h"
+
+#define HUB_HELD_MOST 4
 
 typedef struct hub {
     PyObject_HEAD
@@ -23,6 +26,10 @@ typedef struct hub {
     FutureObj *ready_first, *ready_last;
     struct paml_request **heap; /* by deadline, earliest at 0 */
     size_t heap_size, heap_capacity;
+    /* Queues this hub has pushed to while it runs callbacks, held until it is done. */
+    struct paml_model *held[HUB_HELD_MOST];
+    int n_held;
+    int running; /* callbacks, now */
     int64_t timer_ns; /* when the loop's timer fires next; INT64_MAX: none is set */
     int debug;
 } HubObj;
@@ -33,6 +40,9 @@ HubObj *paml_hub_of_running_loop(struct module_state *state);
 
 void paml_hub_add(HubObj *hub, struct paml_request *request);
 void paml_hub_remove(HubObj *hub, struct paml_request *request);
+
+/* Before a push: while callbacks run, what they submit goes out as one burst. */
+void paml_hub_hold(HubObj *hub, struct paml_model *model, int64_t now_ns);
 
 /* deadlines.c: the heap and its timer. */
 int paml_deadline_add(HubObj *hub, struct paml_request *request);

@@ -507,6 +507,7 @@ submit(ModelObj *self, struct paml_request *request)
                             "timeout=0 leaves no time to run");
         return (PyObject *)future;
     }
+    paml_hub_hold(request->hub, model, request->op.submitted_ns);
     code = paml_model_submit(model, &request->op);
     if (code == PAML_OK) {
         return (PyObject *)future;

@@ -31,7 +31,7 @@ class Plan:
     seconds_of_audio: float
 
 
-FULL = Plan(epochs=20, turns=12, passes=6, seconds_of_audio=120.0)
+FULL = Plan(epochs=20, turns=20, passes=6, seconds_of_audio=240.0)
 QUICK = Plan(epochs=12, turns=2, passes=1, seconds_of_audio=8.0)
 
 

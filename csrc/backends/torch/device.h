@@ -32,11 +32,10 @@ void use_threads(int threads);
  *
  * Owner: one instance. Thread: the instance's worker. */
 class Queue {
-public:
+  public:
     explicit Queue(c10::Device device);
 
-    const c10::Stream &
-    stream() const
+    const c10::Stream &stream() const
     {
         return stream_;
     }
@@ -52,7 +51,7 @@ public:
        given out again before they are done. */
     void lend_to_default_stream(const c10::DataPtr &data) const;
 
-private:
+  private:
     c10::Stream stream_;
     c10::Event event_;
 };

@@ -39,8 +39,8 @@ without_backtrace(std::string_view text)
     return text.substr(0, text.find("\nException raised from "));
 }
 
-/* "[enforce fail at file.cc:1] condition. What failed" -> "What failed", also behind the
-   "RuntimeError: " that the interpreter writes first. */
+/* "[enforce fail at file.cc:1] condition. What failed" -> "What failed", also behind
+   the "RuntimeError: " that the interpreter writes first. */
 std::string
 without_enforce(const std::string &text)
 {
@@ -50,7 +50,8 @@ without_enforce(const std::string &text)
         return text;
     }
     const size_t end = text.find(". ", bracket);
-    return end == std::string::npos ? text : text.substr(0, begin) + text.substr(end + 2);
+    return end == std::string::npos ? text
+                                    : text.substr(0, begin) + text.substr(end + 2);
 }
 
 /* The interpreter rethrows what a kernel threw as a plain runtime_error, so that the
@@ -189,10 +190,12 @@ report(struct paml_error *err, int code) noexcept
         } catch (const std::bad_alloc &) {
             return fill(err, PAML_ERR_MEMORY, "host memory ran out");
         } catch (const c10::OutOfMemoryError &error) {
-            return fill(err, PAML_ERR_MEMORY, first_line(error.what_without_backtrace()));
+            return fill(err, PAML_ERR_MEMORY,
+                        first_line(error.what_without_backtrace()));
         } catch (...) {
             const std::string message = shorten(current_message());
-            return fill(err, speaks_of_memory(message) ? PAML_ERR_MEMORY : code, message);
+            return fill(err, speaks_of_memory(message) ? PAML_ERR_MEMORY : code,
+                        message);
         }
     } catch (...) {
         /* No memory for the message itself. */

@@ -229,8 +229,7 @@ struct InputReader::Where {
     size_t index;
     const Argument *argument; /* at the top */
 
-    std::string
-    path() const
+    std::string path() const
     {
         if (parent == nullptr) {
             return std::string(name);
@@ -241,14 +240,12 @@ struct InputReader::Where {
         return parent->path() + "[" + std::to_string(index) + "]";
     }
 
-    const Argument &
-    top() const
+    const Argument &top() const
     {
         return parent == nullptr ? *argument : parent->top();
     }
 
-    [[noreturn]] void
-    refuse(const std::string &got, const std::string &wanted) const
+    [[noreturn]] void refuse(const std::string &got, const std::string &wanted) const
     {
         const Argument &argument = top();
         std::string text = "argument '" + argument.name + "'";
@@ -275,8 +272,8 @@ c10::IValue
 InputReader::read(const Argument &argument)
 {
     const Where where = {nullptr, argument.name, 0, &argument};
-    const bool absent = at_ == end_ ||
-                        (at_->kind == PAML_NONE && at_->count == PAML_ABSENT);
+    const bool absent =
+        at_ == end_ || (at_->kind == PAML_NONE && at_->count == PAML_ABSENT);
 
     if (!absent) {
         return convert(next(), argument.type, where);
@@ -452,14 +449,16 @@ InputReader::tuple(const struct paml_value &value, const c10::TypePtr &type,
         where.refuse(kind_words(value.kind), type->annotation_str());
     }
     if (value.count != elements.size()) {
-        where.refuse("a tuple of " + std::to_string(value.count), type->annotation_str());
+        where.refuse("a tuple of " + std::to_string(value.count),
+                     type->annotation_str());
     }
     std::vector<c10::IValue> items;
     items.reserve(value.count);
     for (uint32_t i = 0; i < value.count; i++) {
         items.push_back(convert(next(), elements[i], {&where, {}, i, nullptr}));
     }
-    return c10::ivalue::Tuple::createNamed(std::move(items), type->cast<c10::TupleType>());
+    return c10::ivalue::Tuple::createNamed(std::move(items),
+                                           type->cast<c10::TupleType>());
 }
 
 /* An argument of type Any: what torch.jit makes of the same Python object. */

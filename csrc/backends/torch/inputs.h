@@ -23,9 +23,8 @@ uint32_t kinds_of_result(const c10::Type &type);
  *
  * Owner: an instance. Thread: its worker. */
 class Borrowed {
-public:
-    void
-    add(const at::Tensor &view)
+  public:
+    void add(const at::Tensor &view)
     {
         views_.push_back(view);
     }
@@ -35,14 +34,14 @@ public:
        memory of its own first. Returns false when there was no memory for that. */
     bool give_back() noexcept;
 
-private:
+  private:
     std::vector<at::Tensor> views_;
 };
 
 /* Reads one run's inputs, in order. Throws Failure(PAML_ERR_INPUT) that names the
    argument and what it takes. */
 class InputReader {
-public:
+  public:
     InputReader(const struct paml_run &run, c10::Device device, bool copy,
                 Borrowed &borrowed)
         : at_(run.inputs), end_(run.inputs + run.n_inputs), device_(device),
@@ -54,13 +53,12 @@ public:
     c10::IValue read(const Argument &argument);
 
     /* An input came on the device rather than in host memory. */
-    bool
-    saw_device() const
+    bool saw_device() const
     {
         return saw_device_;
     }
 
-private:
+  private:
     struct Where;
 
     const struct paml_value &next();

@@ -10,8 +10,8 @@
 namespace pyasyncml {
 
 Instance::Instance(Program &program, DLDevice device, int threads)
-    : program_(program), device_(require_device(device)), threads_(std::max(threads, 1)),
-      module_(program.module_for(device_))
+    : program_(program), device_(require_device(device)),
+      threads_(std::max(threads, 1)), module_(program.module_for(device_))
 {
     use_threads(threads_);
     if (!device_.is_cpu()) {
@@ -24,10 +24,10 @@ Instance::check_count(const struct paml_run &run) const
 {
     const size_t most = program_.arguments().size();
     if (run.n_arguments > most) {
-        throw Failure(PAML_ERR_INPUT, std::string(program_.entry()->name) +
-                                          "() takes at most " + std::to_string(most) +
-                                          (most == 1 ? " input" : " inputs") +
-                                          "; it got " + std::to_string(run.n_arguments));
+        throw Failure(PAML_ERR_INPUT,
+                      std::string(program_.entry()->name) + "() takes at most " +
+                          std::to_string(most) + (most == 1 ? " input" : " inputs") +
+                          "; it got " + std::to_string(run.n_arguments));
     }
 }
 
@@ -61,8 +61,9 @@ void
 Instance::run(struct paml_run *run)
 {
     if (lost_state_) {
-        throw Failure(PAML_ERR_MEMORY, "memory ran out while the model kept an input in "
-                                       "its state; load it again");
+        throw Failure(PAML_ERR_MEMORY,
+                      "memory ran out while the model kept an input in "
+                      "its state; load it again");
     }
     check_count(*run);
     use_threads(threads_);

@@ -17,12 +17,12 @@
 namespace pyasyncml {
 
 class Instance {
-public:
+  public:
     Instance(Program &program, DLDevice device, int threads);
 
     void run(struct paml_run *run);
 
-private:
+  private:
     void check_count(const struct paml_run &run) const;
     c10::IValue call(const struct paml_run &run, bool *saw_device);
 

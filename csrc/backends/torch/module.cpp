@@ -10,8 +10,8 @@
 #include "torch_backend.h"
 
 /* Read out of the file before it is loaded, to tell what it was built from. */
-extern "C" __attribute__((used, visibility("default"))) const char
-    paml_torch_build_key[] = "pyasyncml-torch-build:" PAML_TORCH_BUILD_KEY ";";
+extern "C" __attribute__((used, visibility("default")))
+const char paml_torch_build_key[] = "pyasyncml-torch-build:" PAML_TORCH_BUILD_KEY ";";
 
 static int
 module_exec(PyObject *module)

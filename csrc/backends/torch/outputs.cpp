@@ -34,8 +34,7 @@ struct Census {
     std::unordered_map<const c10::TensorImpl *, size_t> tensors;
     std::unordered_map<const c10::StorageImpl *, size_t> storages;
 
-    void
-    count(const c10::IValue &value)
+    void count(const c10::IValue &value)
     {
         if (value.isTensor()) {
             const at::Tensor &tensor = value.toTensor();
@@ -60,23 +59,21 @@ struct Census {
 };
 
 class OutputWriter {
-public:
+  public:
     OutputWriter(struct paml_outputs *outputs, Queue *queue, bool to_host)
         : outputs_(outputs), queue_(queue), to_host_(to_host)
     {
     }
 
     /* A result that is one tensor: the common case, without a census. */
-    void
-    write_single(at::Tensor tensor)
+    void write_single(at::Tensor tensor)
     {
         const bool ours = tensor.defined() && tensor.use_count() == 1 &&
                           tensor.has_storage() && tensor.storage().use_count() == 1;
         put_tensor(std::move(tensor), ours);
     }
 
-    void
-    write_structure(const c10::IValue &value)
+    void write_structure(const c10::IValue &value)
     {
         census_.count(value);
         /* `value` is one reference; another one means that something kept the
@@ -84,9 +81,8 @@ public:
         put(value, value.use_count() <= 1);
     }
 
-private:
-    struct paml_value *
-    append(uint32_t kind)
+  private:
+    struct paml_value *append(uint32_t kind)
     {
         struct paml_value *value = paml_outputs_append(outputs_, 1);
         if (value == nullptr) {
@@ -96,8 +92,7 @@ private:
         return value;
     }
 
-    void
-    put(const c10::IValue &value, bool ours)
+    void put(const c10::IValue &value, bool ours)
     {
         if (value.isTensor()) {
             const at::Tensor &tensor = value.toTensor();
@@ -144,26 +139,24 @@ private:
         }
     }
 
-    static bool
-    item_is_ours(const c10::IValue &item)
+    static bool item_is_ours(const c10::IValue &item)
     {
         return item.isTensor() || !item.isPtrType() || item.use_count() == 1;
     }
 
     /* Only the result refers to the tensor, and only its tensors to the storage. */
-    bool
-    owned(const at::Tensor &tensor) const
+    bool owned(const at::Tensor &tensor) const
     {
         if (!tensor.defined() || !tensor.has_storage()) {
             return false;
         }
         const c10::Storage &storage = tensor.storage();
         return tensor.use_count() == census_.tensors.at(tensor.unsafeGetTensorImpl()) &&
-               storage.use_count() == census_.storages.at(storage.unsafeGetStorageImpl());
+               storage.use_count() ==
+                   census_.storages.at(storage.unsafeGetStorageImpl());
     }
 
-    void
-    put_string(c10::intrusive_ptr<c10::ivalue::ConstantString> string)
+    void put_string(c10::intrusive_ptr<c10::ivalue::ConstantString> string)
     {
         struct paml_value *value = append(PAML_STRING);
         value->string.data = string->string().data();
@@ -173,8 +166,7 @@ private:
     }
 
     /* Several elements at one address: a caller who writes one would write them all. */
-    static bool
-    overlaps_itself(const at::Tensor &tensor)
+    static bool overlaps_itself(const at::Tensor &tensor)
     {
         if (tensor.is_non_overlapping_and_dense()) {
             return false;
@@ -187,8 +179,7 @@ private:
         return false;
     }
 
-    void
-    put_tensor(at::Tensor tensor, bool ours)
+    void put_tensor(at::Tensor tensor, bool ours)
     {
         if (!tensor.defined()) {
             append(PAML_NONE);

@@ -32,7 +32,8 @@ check_file(const std::string &path)
     if (info.st_size == 0) {
         throw Failure(PAML_ERR_LOAD, path + ": the file is empty");
     }
-    const std::unique_ptr<FILE, int (*)(FILE *)> file(fopen(path.c_str(), "rb"), fclose);
+    const std::unique_ptr<FILE, int (*)(FILE *)> file(fopen(path.c_str(), "rb"),
+                                                      fclose);
     if (file == nullptr) {
         throw Failure(PAML_ERR_LOAD, path + ": " + strerror(errno));
     }
@@ -91,9 +92,9 @@ find_entry(const torch::jit::Module &module, const char *path, const std::string
             names += (names.empty() ? "" : ", ") + method.name();
         }
     }
-    throw Failure(PAML_ERR_LOAD, std::string(path) + ": no entry '" + name + "'; " +
-                                     (names.empty() ? "there are none"
-                                                    : "there are: " + names));
+    throw Failure(PAML_ERR_LOAD,
+                  std::string(path) + ": no entry '" + name + "'; " +
+                      (names.empty() ? "there are none" : "there are: " + names));
 }
 
 /* Copies forget requires_grad, on which the choice of some kernels depends (matmul's
@@ -123,8 +124,8 @@ copy_module(const ObjectPtr &module, c10::Device device, bool share)
             }
         }
     }
-    ObjectPtr copy = device.is_cpu() ? module->deepcopy(memo)
-                                     : module->deepcopy(memo, device);
+    ObjectPtr copy =
+        device.is_cpu() ? module->deepcopy(memo) : module->deepcopy(memo, device);
     restore_requires_grad(module, copy);
     return copy;
 }

@@ -37,7 +37,7 @@ struct Writes {
 };
 
 class Program {
-public:
+  public:
     /* Reads an archive into host memory. Thread: any; takes no GIL. Throws. */
     Program(const char *path, const char *entry);
 
@@ -48,31 +48,27 @@ public:
        other's state. Thread: any. Locks: copies_lock_. */
     ObjectPtr module_for(c10::Device device);
 
-    const struct paml_entry *
-    entry() const
+    const struct paml_entry *entry() const
     {
         return &entry_;
     }
 
-    torch::jit::Function &
-    function() const
+    torch::jit::Function &function() const
     {
         return *function_;
     }
 
-    const std::vector<Argument> &
-    arguments() const
+    const std::vector<Argument> &arguments() const
     {
         return arguments_;
     }
 
-    const Writes &
-    writes() const
+    const Writes &writes() const
     {
         return writes_;
     }
 
-private:
+  private:
     void describe();
 
     ObjectPtr module_; /* as loaded: never run when the entry writes to it */

@@ -23,6 +23,12 @@ nodes_of(std::shared_ptr<torch::jit::Graph> graph)
 }
 
 bool
+is_tensor(const torch::jit::Value *value)
+{
+    return value->type()->isSubtypeOf(*c10::OptionalType::ofTensor());
+}
+
+bool
 is_training_flag(const torch::jit::Node *node)
 {
     return (node->kind() == torch::jit::prim::GetAttr ||
@@ -78,14 +84,15 @@ writes_of(const torch::jit::Method &method)
                    kind == torch::jit::prim::CallFunction) {
             writes = {true, true, true};
         }
-        /* The items of a container argument count as the argument. */
+        /* A tensor taken out of a container argument counts as the argument. */
         for (torch::jit::Value *value : node->outputs()) {
-            writes.inputs |= aliases.hasWriters(value) &&
+            writes.inputs |= is_tensor(value) && aliases.hasWriters(value) &&
                              aliases.mayContainAlias(value, graph->inputs().slice(1));
         }
     }
+    /* Containers are copies of the caller's: writing to them reaches nobody. */
     for (const torch::jit::Value *input : graph->inputs().slice(1)) {
-        writes.inputs |= aliases.hasWriters(input);
+        writes.inputs |= is_tensor(input) && aliases.hasWriters(input);
     }
     return writes;
 }
