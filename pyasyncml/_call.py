@@ -18,7 +18,7 @@ _pool: Model | None = None
 
 
 def _the_pool() -> Model:
-    """As many workers as asyncio's default executor would have, started at first use."""
+    """As many workers as asyncio's default executor has; started at first use."""
     global _pool
     with _lock:
         if _pool is None:
@@ -39,6 +39,6 @@ def call(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> _core.Futu
     callable holds the GIL as any Python code does; several run at once only as far as
     they release it.
 
-    Raises `TypeError` when `fn` isn't callable and `RuntimeError` without a running loop.
+    Raises `TypeError` when `fn` isn't callable, `RuntimeError` without a running loop.
     """
     return (_pool or _the_pool())._call(fn, *args, **kwargs)

@@ -57,14 +57,14 @@ def load(
 ) -> Loading:
     """Load a model: ``await load(...)``, or ``async with load(...) as model``.
 
-    `source`: a file, whose format is found from its content (TorchScript archives), or a
-    live `torch.nn.Module` or other callable, which runs in Python on the workers and
+    `source`: a file, whose format is found from its content (TorchScript archives), or
+    a live `torch.nn.Module` or other callable, which runs in Python on the workers and
     holds the GIL as Python code must. Reading, building and warming up happen on a
     worker, while the loop goes on; the first use of a framework in a process imports
     its library, which may hold the GIL for some milliseconds.
 
-    `inputs`: example inputs, one or a tuple; each instance runs them before the model is
-    ready, so that the first request isn't slow (`warmup=False`: not).
+    `inputs`: example inputs, one or a tuple; each instance runs them before the model
+    is ready, so that the first request isn't slow (`warmup=False`: not).
     `device`: "cpu", "cuda:0", … or several of them. `instances`: workers per device,
     each with its own stream of runs. `threads`: intra-op threads of one instance.
     `entry`: the function to serve, where the program has several (a method's name).
@@ -85,7 +85,9 @@ def load(
     if queue is not None and not isinstance(queue, Queue):
         raise TypeError(f"queue: expected a Queue, got {type(queue).__name__}")
     devices = parse_devices(device)
-    example = inputs if isinstance(inputs, tuple) else () if inputs is None else (inputs,)
+    example = (
+        inputs if isinstance(inputs, tuple) else () if inputs is None else (inputs,)
+    )
     common = {
         "devices": devices,
         "instances": instances,
@@ -97,8 +99,10 @@ def load(
         path = os.fspath(source)
         if not isinstance(path, str):
             path = os.fsdecode(path)
-        name = name or os.path.basename(path.rstrip("/")) or path
-        return Loading(lambda: _open_file(path, backend, sha256, entry, example, name, common))
+        title = name or os.path.basename(path.rstrip("/")) or path
+        return Loading(
+            lambda: _open_file(path, backend, sha256, entry, example, title, common)
+        )
     if callable(source):
         if sha256 is not None:
             raise TypeError("sha256: only a file has a checksum")
@@ -107,8 +111,10 @@ def load(
                 f"backend: a live module runs on 'python'; {backend!r} loads files"
             )
         function = _live_entry(source, entry)
-        name = name or getattr(source, "__name__", type(source).__name__)
-        return Loading(lambda: _open_live(source, function, devices, example, name, common))
+        title = name or str(getattr(source, "__name__", type(source).__name__))
+        return Loading(
+            lambda: _open_live(source, function, devices, example, title, common)
+        )
     raise TypeError(
         "source: expected a path, a torch.nn.Module or a callable, "
         f"got {type(source).__name__}"
@@ -133,7 +139,9 @@ async def _open_file(
 ) -> Model:
     found = await call(_files.identify, path, backend, sha256)
     capsule = await call(load_backend, found)
-    model = make_model(Model, found, capsule, name=name, path=path, entry=entry, **common)
+    model = make_model(
+        Model, found, capsule, name=name, path=path, entry=entry, **common
+    )
     return await _started(model, example)
 
 

@@ -26,7 +26,7 @@ class Error(Exception):
 
 
 class LoadError(Error):
-    """The file, the program or a device can't be used; also a backend that is absent."""
+    """The file, the program, a device or a backend can't be used."""
 
 
 class InputError(Error, ValueError):

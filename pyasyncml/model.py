@@ -86,8 +86,8 @@ class Stats:
     """A model's counters since it was made, and its latencies in seconds.
 
     `waiting` and `running` are requests at this moment; `wait` is time in the queue,
-    `run` time in the backend, quantiles within an eighth; `busy` seconds in the backend,
-    one number an instance.
+    `run` time in the backend, quantiles within an eighth; `busy` seconds in the
+    backend, one number an instance.
     """
 
     backend: str
@@ -113,8 +113,8 @@ class Health:
     """Whether the model can serve, and why not.
 
     `status`: "loading", "ready", "closing", "closed" or "failed" (`message` says why).
-    `longest_run` and `oldest_wait` are ages in seconds of what runs and waits now: large
-    ones mean that a run hangs or that the model can't keep up.
+    `longest_run` and `oldest_wait` are ages in seconds of what runs and waits now:
+    large ones mean that a run hangs or that the model can't keep up.
     """
 
     status: Literal["new", "loading", "ready", "closing", "closed", "failed"]
@@ -153,10 +153,6 @@ class Model(_core.Model):
 
     _backend_name: str
     _device_names: tuple[str, ...]
-
-    # infer() and close() are the C methods; here for their full documentation.
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
 
     @property
     def signature(self) -> Signature:

@@ -75,7 +75,7 @@ async def echo(
     """A running echo model.
 
     `delay`: seconds each run takes, slept, or burnt with `busy`. One input comes back
-    as it is (a copy), several as a tuple; any structure of tensors, numbers and strings.
+    as it is (a copy), several as a tuple; any structure of tensors, numbers, strings.
     """
     script = _core.EchoScript(delay, busy)
     model = make_model(

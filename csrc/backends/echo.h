@@ -25,13 +25,13 @@ struct paml_echo {
 
     pthread_mutex_t lock;
     pthread_cond_t gate;
-    bool held;         /* runs wait at the gate … */
-    int64_t permits;   /* … but for so many */
+    bool held;       /* runs wait at the gate … */
+    int64_t permits; /* … but for so many */
     uint64_t begun, finished;
     int64_t fail_runs; /* of the next runs, so many fail */
     int fail_code;
     char fail_message[256];
-    struct paml_op *watchers; /* answered when `begun` reaches their `rows` */
+    struct paml_op *watchers;      /* answered when `begun` reaches their `rows` */
     uint32_t seen[PAML_ECHO_SEEN]; /* rows of run i at i % PAML_ECHO_SEEN */
 };
 
@@ -43,7 +43,8 @@ void paml_echo_unref(struct paml_echo *echo);
 void paml_echo_hold(struct paml_echo *echo);
 /* Lets `runs` runs through; negative: opens the gate for good. */
 void paml_echo_release(struct paml_echo *echo, int64_t runs);
-void paml_echo_fail(struct paml_echo *echo, int64_t runs, int code, const char *message);
+void paml_echo_fail(struct paml_echo *echo, int64_t runs, int code,
+                    const char *message);
 /* Answers the op (its own rows) when `runs` runs have begun. Takes it. */
 void paml_echo_watch(struct paml_echo *echo, uint32_t runs, struct paml_op *op);
 /* Takes a watcher back. False: it was answered. */

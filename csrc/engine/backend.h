@@ -33,14 +33,14 @@ extern "C" {
 
 /* One named input or output of an entry. */
 struct paml_spec {
-    const char *name;        /* NULL: by position only */
-    const char *type;        /* the framework's own words, for people; may be NULL */
-    uint32_t kinds;          /* PAML_KIND_BIT of every kind accepted at the top */
-    DLDataType dtype;        /* bits == 0: any */
-    int32_t ndim;            /* -1: any */
-    const int64_t *shape;    /* ndim sizes, -1: any; NULL where ndim is -1 */
-    int32_t batch_axis;      /* -1: not stated */
-    uint32_t optional;       /* 1: has a default, may be left out */
+    const char *name;     /* NULL: by position only */
+    const char *type;     /* the framework's own words, for people; may be NULL */
+    uint32_t kinds;       /* PAML_KIND_BIT of every kind accepted at the top */
+    DLDataType dtype;     /* bits == 0: any */
+    int32_t ndim;         /* -1: any */
+    const int64_t *shape; /* ndim sizes, -1: any; NULL where ndim is -1 */
+    int32_t batch_axis;   /* -1: not stated */
+    uint32_t optional;    /* 1: has a default, may be left out */
 };
 
 /* One function of a loaded program: "forward", a SavedModel signature, … */
@@ -48,38 +48,38 @@ struct paml_entry {
     const char *name;
     uint32_t n_inputs, n_outputs;
     const struct paml_spec *inputs, *outputs;
-    uint32_t variadic;       /* 1: takes any number of positional inputs of any kind */
+    uint32_t variadic; /* 1: takes any number of positional inputs of any kind */
 };
 
 struct paml_load_spec {
-    const char *path;        /* NULL where the backend needs none */
-    const char *entry;       /* name of the entry to serve; NULL: the default one */
-    void *options;           /* the backend's own; the caller keeps it alive */
+    const char *path;  /* NULL where the backend needs none */
+    const char *entry; /* name of the entry to serve; NULL: the default one */
+    void *options;     /* the backend's own; the caller keeps it alive */
 };
 
 struct paml_run {
     /* Positional inputs in the entry's order; a left-out optional input in the middle
        has kind PAML_NONE and `count` PAML_ABSENT. Prefix order, see value.h. */
     const struct paml_value *inputs;
-    uint32_t n_inputs;       /* values in all, containers and their items counted */
-    uint32_t n_arguments;    /* inputs at the top level */
+    uint32_t n_inputs;    /* values in all, containers and their items counted */
+    uint32_t n_arguments; /* inputs at the top level */
     struct paml_outputs *outputs; /* empty; filled by the run, one structure */
-    int64_t deadline_ns;     /* CLOCK_MONOTONIC; 0: none. A hint. */
+    int64_t deadline_ns;          /* CLOCK_MONOTONIC; 0: none. A hint. */
 };
 
 #define PAML_ABSENT 0xffffffffu
 
 struct paml_device_info {
     DLDevice device;
-    char name[64];           /* "NVIDIA H100", … or "cpu" */
-    uint64_t memory;         /* bytes; 0: unknown */
+    char name[64];   /* "NVIDIA H100", … or "cpu" */
+    uint64_t memory; /* bytes; 0: unknown */
 };
 
 struct paml_backend {
-    uint32_t abi_version;    /* PAML_ABI_VERSION */
-    uint32_t struct_size;    /* sizeof(struct paml_backend) where it was compiled */
-    const char *name;        /* "torch", "echo", … */
-    const char *version;     /* of the framework, for people */
+    uint32_t abi_version; /* PAML_ABI_VERSION */
+    uint32_t struct_size; /* sizeof(struct paml_backend) where it was compiled */
+    const char *name;     /* "torch", "echo", … */
+    const char *version;  /* of the framework, for people */
 
     int (*load)(const struct paml_load_spec *spec, void **program,
                 struct paml_error *err);

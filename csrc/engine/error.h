@@ -17,14 +17,14 @@ extern "C" {
 /* Part of the backend ABI: append only. */
 enum paml_code {
     PAML_OK = 0,
-    PAML_ERR_INPUT,     /* the inputs don't fit the signature      -> InputError */
-    PAML_ERR_BACKEND,   /* the framework failed in a run           -> BackendError */
-    PAML_ERR_MEMORY,    /* host or device memory ran out           -> OutOfMemory */
-    PAML_ERR_LOAD,      /* file, program or instance can't be used -> LoadError */
-    PAML_ERR_DEADLINE,  /* timeout= passed                         -> DeadlineExceeded */
-    PAML_ERR_QUEUE,     /* the bound was reached                   -> QueueFull */
-    PAML_ERR_CLOSED,    /* close() came first                      -> ModelClosed */
-    PAML_ERR_PYTHON,    /* outputs[0] is the exception object that was raised */
+    PAML_ERR_INPUT,    /* the inputs don't fit the signature      -> InputError */
+    PAML_ERR_BACKEND,  /* the framework failed in a run           -> BackendError */
+    PAML_ERR_MEMORY,   /* host or device memory ran out           -> OutOfMemory */
+    PAML_ERR_LOAD,     /* file, program or instance can't be used -> LoadError */
+    PAML_ERR_DEADLINE, /* timeout= passed                         -> DeadlineExceeded */
+    PAML_ERR_QUEUE,    /* the bound was reached                   -> QueueFull */
+    PAML_ERR_CLOSED,   /* close() came first                      -> ModelClosed */
+    PAML_ERR_PYTHON,   /* outputs[0] is the exception object that was raised */
 };
 
 #define PAML_MESSAGE_SIZE 1024

@@ -102,8 +102,8 @@ paml_mailbox_rest(struct paml_mailbox *mailbox)
 {
     struct paml_op *expected = AWAKE;
 
-    return atomic_compare_exchange_strong_explicit(
-               &mailbox->head, &expected, NULL, memory_order_relaxed,
-               memory_order_relaxed) ||
+    return atomic_compare_exchange_strong_explicit(&mailbox->head, &expected, NULL,
+                                                   memory_order_relaxed,
+                                                   memory_order_relaxed) ||
            expected == NULL;
 }

@@ -7,7 +7,8 @@
  * needed: while the owner is at work it leaves a mark at the list's end that says "I
  * will look again", and only a post that finds the list empty, without the mark, rings.
  *     list empty             the owner sleeps; the next post rings
- *     anything in the list   the eventfd is readable, or the owner sees to it that it is
+ *     anything in the list   the eventfd is readable, or the owner sees to it that it
+ * is
  *
  * Lifetime: one reference for the owner and one for each post under way, so that a
  * worker can still ring after the owner has already taken its op and gone. The eventfd
@@ -22,7 +23,8 @@
 #include "op.h"
 
 struct paml_mailbox {
-    _Alignas(64) _Atomic(struct paml_op *) head; /* newest first; ends with NULL or the mark */
+    _Alignas(64) _Atomic(struct paml_op *)
+        head; /* newest first; ends with NULL or the mark */
     _Alignas(64) atomic_int refs;
     int fd;
 };

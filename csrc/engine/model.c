@@ -85,8 +85,8 @@ paml_model_start(struct paml_model *model, struct paml_op *op)
     pthread_mutex_unlock(&model->lock);
     for (; started < model->n_workers; started++) {
         atomic_fetch_add_explicit(&model->refs, 1, memory_order_relaxed);
-        status = paml_thread_start(paml_worker_main, &model->workers[started],
-                                   "pyasyncml");
+        status =
+            paml_thread_start(paml_worker_main, &model->workers[started], "pyasyncml");
         if (status != 0) {
             atomic_fetch_sub_explicit(&model->refs, 1, memory_order_relaxed);
             break;
@@ -149,7 +149,8 @@ answer_all(struct paml_op *ops, int code, const char *message)
     }
 }
 
-/* Thread: the last worker, or the starter. Locks: takes the queue's, then the model's. */
+/* Thread: the last worker, or the starter. Locks: takes the queue's, then the model's.
+ */
 static void
 model_end(struct paml_model *model, bool on_worker)
 {
@@ -173,7 +174,8 @@ model_end(struct paml_model *model, bool on_worker)
         code = error.code;
     } else {
         model->status = PAML_STATUS_CLOSED;
-        code = paml_fail(&error, PAML_ERR_CLOSED, "the model was closed while it loaded");
+        code =
+            paml_fail(&error, PAML_ERR_CLOSED, "the model was closed while it loaded");
     }
     opening = model->opening;
     model->opening = NULL;

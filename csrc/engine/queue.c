@@ -244,8 +244,8 @@ queue_await_burst(struct paml_queue *queue)
 {
     int64_t until, now;
 
-    while ((until = atomic_load_explicit(&queue->hold_until_ns, memory_order_relaxed)) !=
-               0 &&
+    while ((until = atomic_load_explicit(&queue->hold_until_ns,
+                                         memory_order_relaxed)) != 0 &&
            (now = paml_now_ns()) < until) {
         if (sched_getcpu() ==
             atomic_load_explicit(&queue->pusher_cpu, memory_order_relaxed)) {
@@ -270,9 +270,9 @@ queue_sleep(struct paml_queue *queue)
         /* Count out again, unless somebody already owes us a post. */
         sleepers = atomic_load_explicit(&queue->sleepers, memory_order_seq_cst);
         while (sleepers > 0) {
-            if (atomic_compare_exchange_weak_explicit(&queue->sleepers, &sleepers,
-                                                      sleepers - 1, memory_order_seq_cst,
-                                                      memory_order_seq_cst)) {
+            if (atomic_compare_exchange_weak_explicit(
+                    &queue->sleepers, &sleepers, sleepers - 1, memory_order_seq_cst,
+                    memory_order_seq_cst)) {
                 return;
             }
         }

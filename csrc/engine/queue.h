@@ -8,11 +8,11 @@
  * dozen nanoseconds and nothing is called under it. `inbox`, `rows`, `bytes`,
  * `spinners` and `sleepers` are atomics, touched with or without it.
  *
- * Bursts: a thread that is about to push many ops (a loop that runs the callbacks of many
- * results) holds the queue meanwhile. Workers with nothing else to do then let the burst
- * grow, for HOLD_NS at a time, instead of fighting over each op as it comes: cache lines
- * travel once a burst, and batches fill. Held or not, a worker is awake when there is
- * work, so nothing depends on the holder's letting go.
+ * Bursts: a thread that is about to push many ops (a loop that runs the callbacks of
+ * many results) holds the queue meanwhile. Workers with nothing else to do then let the
+ * burst grow, for HOLD_NS at a time, instead of fighting over each op as it comes:
+ * cache lines travel once a burst, and batches fill. Held or not, a worker is awake
+ * when there is work, so nothing depends on the holder's letting go.
  *
  * Waking: a worker that finds nothing spins for a while, then counts itself into
  * `sleepers`, looks once more, and waits on `wake`. Whoever takes 1 off `sleepers` owes
@@ -37,9 +37,9 @@ struct paml_queue_limits {
 };
 
 struct paml_queue {
-    _Alignas(64) _Atomic(struct paml_op *) inbox; /* newest first, or INBOX_CLOSED */
-    atomic_int_least64_t rows, bytes;             /* waiting: inbox and list */
-    atomic_int pusher_cpu;                        /* the last push came from there */
+    _Alignas(64) _Atomic(struct paml_op *) inbox;    /* newest first, or INBOX_CLOSED */
+    atomic_int_least64_t rows, bytes;                /* waiting: inbox and list */
+    atomic_int pusher_cpu;                           /* the last push came from there */
     _Alignas(64) atomic_int_least64_t hold_until_ns; /* 0: not held */
     _Alignas(64) atomic_int sleepers;
     atomic_int spinners;
@@ -53,8 +53,8 @@ struct paml_queue {
 /* How long a worker watches the queue before it sleeps: as long as work has been
    arriving soon enough lately for that to pay. Owner: one worker. */
 struct paml_patience {
-    int64_t limit_ns;  /* 0: never spin */
-    int64_t usual_ns;  /* moving average of the gaps between running dry and new work */
+    int64_t limit_ns; /* 0: never spin */
+    int64_t usual_ns; /* moving average of the gaps between running dry and new work */
 };
 
 void paml_queue_init(struct paml_queue *queue, const struct paml_queue_limits *limits);
@@ -72,7 +72,8 @@ void paml_queue_let_go(struct paml_queue *queue);
 struct paml_op *paml_queue_take(struct paml_queue *queue,
                                 struct paml_patience *patience);
 
-/* True: the op was WAITING and is the caller's again. False: a worker has it, or had. */
+/* True: the op was WAITING and is the caller's again. False: a worker has it, or had.
+ */
 bool paml_queue_remove(struct paml_queue *queue, struct paml_op *op);
 
 /* No more pushes; workers end once the list is empty. Idempotent. */

@@ -39,6 +39,7 @@ void paml_histogram_add(struct paml_histogram *histogram, int64_t ns);
 /* Adds `from` to `to`, which no other thread touches. */
 void paml_histogram_merge(struct paml_histogram *to, const struct paml_histogram *from);
 /* The value below which a `fraction` of what was added lies, in ns; 0 when empty. */
-int64_t paml_histogram_quantile(const struct paml_histogram *histogram, double fraction);
+int64_t paml_histogram_quantile(const struct paml_histogram *histogram,
+                                double fraction);
 
 #endif

@@ -132,7 +132,8 @@ paml_threads_join(int64_t until_ns)
     for (;;) {
         paml_threads_reap();
         pthread_mutex_lock(&lock);
-        for (thread = threads; thread != NULL && !thread->leaving; thread = thread->next) {
+        for (thread = threads; thread != NULL && !thread->leaving;
+             thread = thread->next) {
         }
         none = threads == NULL;
         if (!none && thread == NULL && !late) {

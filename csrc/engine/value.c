@@ -69,7 +69,8 @@ int
 paml_tensor_new(struct paml_value *value, DLDataType dtype, int32_t ndim,
                 const int64_t *shape)
 {
-    size_t head = ((size_t)ndim * sizeof(int64_t) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    size_t head =
+        ((size_t)ndim * sizeof(int64_t) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     DLTensor tensor = {
         .device = {kDLCPU, 0}, .ndim = ndim, .dtype = dtype, .shape = (int64_t *)shape};
     size_t bytes = paml_dtype_bytes(dtype, paml_tensor_elements(&tensor));
@@ -216,8 +217,8 @@ paml_dtype_name(DLDataType dtype, char *text, size_t size)
         snprintf(text, size, "float8_e5m2");
         return text;
     default:
-        snprintf(text, size, "dtype(code=%d, bits=%d, lanes=%d)", dtype.code, dtype.bits,
-                 dtype.lanes);
+        snprintf(text, size, "dtype(code=%d, bits=%d, lanes=%d)", dtype.code,
+                 dtype.bits, dtype.lanes);
         return text;
     }
     if (dtype.lanes == 1) {

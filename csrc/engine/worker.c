@@ -10,8 +10,9 @@ static void *
 worker_program(struct paml_worker *worker)
 {
     struct paml_model *model = worker->model;
-    struct paml_load_spec spec = {
-        .path = model->path, .entry = model->entry_name, .options = model->backend_options};
+    struct paml_load_spec spec = {.path = model->path,
+                                  .entry = model->entry_name,
+                                  .options = model->backend_options};
     struct paml_error error = {0};
     void *program = NULL;
 
@@ -124,7 +125,8 @@ paml_worker_main(void *argument)
                 paml_model_failed(model, &error);
             } else {
                 paml_model_opened(model);
-                while ((op = paml_queue_take(&model->queue, &worker->patience)) != NULL) {
+                while ((op = paml_queue_take(&model->queue, &worker->patience)) !=
+                       NULL) {
                     worker_run(worker, instance, op, &error);
                 }
             }

@@ -3,8 +3,7 @@
 #include "hub.h"
 
 typedef struct {
-    PyObject_HEAD
-    struct module_state *state;
+    PyObject_HEAD struct module_state *state;
     struct paml_echo *echo;
 } EchoScriptObj;
 
@@ -100,7 +99,8 @@ EchoScript_fail(EchoScriptObj *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "Lps:fail", &runs, &memory, &message)) {
         return NULL;
     }
-    paml_echo_fail(self->echo, runs, memory ? PAML_ERR_MEMORY : PAML_ERR_BACKEND, message);
+    paml_echo_fail(self->echo, runs, memory ? PAML_ERR_MEMORY : PAML_ERR_BACKEND,
+                   message);
     Py_RETURN_NONE;
 }
 
@@ -186,8 +186,8 @@ paml_echo_exec(PyObject *module, struct module_state *state)
 {
     PyObject *capsule =
         PyCapsule_New((void *)&paml_echo_backend, PAML_BACKEND_CAPSULE, NULL);
-    int status = capsule != NULL ? PyModule_AddObjectRef(module, "echo_backend", capsule)
-                                 : -1;
+    int status =
+        capsule != NULL ? PyModule_AddObjectRef(module, "echo_backend", capsule) : -1;
 
     Py_XDECREF(capsule);
     state->EchoScriptType =
@@ -195,5 +195,6 @@ paml_echo_exec(PyObject *module, struct module_state *state)
     if (status < 0 || state->EchoScriptType == NULL) {
         return -1;
     }
-    return PyModule_AddObjectRef(module, "EchoScript", (PyObject *)state->EchoScriptType);
+    return PyModule_AddObjectRef(module, "EchoScript",
+                                 (PyObject *)state->EchoScriptType);
 }

@@ -5,7 +5,8 @@
 #include "clock.h"
 #include "thread.h"
 
-/* Callbacks run in one go before the loop gets a turn: bounds the lag of other tasks. */
+/* Callbacks run in one go before the loop gets a turn: bounds the lag of other tasks.
+ */
 #define DRAIN_MOST 256
 
 /* What is on its way to a loop that is gone. state->orphans. */
@@ -254,7 +255,8 @@ Hub_drain(HubObj *hub, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(Hub_expire_doc, "expire($self, /)\n--\n\nSettle what is past its deadline.");
+PyDoc_STRVAR(Hub_expire_doc,
+             "expire($self, /)\n--\n\nSettle what is past its deadline.");
 
 static PyObject *
 Hub_expire(HubObj *hub, PyObject *Py_UNUSED(ignored))
@@ -470,8 +472,8 @@ static PyType_Slot Hub_slots[] = {
 static PyType_Spec Hub_spec = {
     .name = "pyasyncml._core.Hub",
     .basicsize = sizeof(HubObj),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION |
-             Py_TPFLAGS_IMMUTABLETYPE,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = Hub_slots,
 };
 

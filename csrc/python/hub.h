@@ -16,8 +16,7 @@
 #define HUB_HELD_MOST 4
 
 typedef struct hub {
-    PyObject_HEAD
-    struct module_state *state;
+    PyObject_HEAD struct module_state *state;
     PyObject *loop;
     struct hub *next; /* state->hubs */
     struct paml_mailbox *mailbox;
@@ -29,7 +28,7 @@ typedef struct hub {
     /* Queues this hub has pushed to while it runs callbacks, held until it is done. */
     struct paml_model *held[HUB_HELD_MOST];
     int n_held;
-    int running; /* callbacks, now */
+    int running;      /* callbacks, now */
     int64_t timer_ns; /* when the loop's timer fires next; INT64_MAX: none is set */
     int debug;
 } HubObj;

@@ -12,10 +12,11 @@ int
 paml_usable(struct module_state *state)
 {
     if (paml_threads_forked()) {
-        PyErr_SetString(state->Error,
-                        "this process was forked from one that had started pyasyncml's "
-                        "workers: they did not come along, and the frameworks hang here. "
-                        "Use the 'spawn' start method, or load models after the fork");
+        PyErr_SetString(
+            state->Error,
+            "this process was forked from one that had started pyasyncml's "
+            "workers: they did not come along, and the frameworks hang here. "
+            "Use the 'spawn' start method, or load models after the fork");
         return -1;
     }
     if (state->shut_down) {
@@ -99,7 +100,8 @@ static const struct request_kind close_kind = {
 
 /* --- calls of Python callables --- */
 
-/* Inputs of a live module or of call(): opaque to the engine. All stolen but context. */
+/* Inputs of a live module or of call(): opaque to the engine. All stolen but context.
+ */
 static int
 append_call(struct paml_request *request, PyObject *function, PyObject *args,
             PyObject *kwargs)
@@ -182,7 +184,8 @@ parse_devices(ModelObj *self, PyObject *devices)
         return -1;
     }
     for (Py_ssize_t i = 0; i < count; i++) {
-        if (!PyArg_ParseTuple(PySequence_Fast_GET_ITEM(devices, i), "ii", &type, &index)) {
+        if (!PyArg_ParseTuple(PySequence_Fast_GET_ITEM(devices, i), "ii", &type,
+                              &index)) {
             return -1;
         }
         self->devices[i] = (DLDevice){(DLDeviceType)type, index};
@@ -191,17 +194,19 @@ parse_devices(ModelObj *self, PyObject *devices)
     return 0;
 }
 
-PyDoc_STRVAR(Model_doc,
-             "Model(backend, options, *, name, path, entry, devices, instances, threads,\n"
-             "      warmup_runs, spin_ns, max_rows, max_bytes, reject)\n--\n\n"
-             "The C half of pyasyncml.Model; made by pyasyncml.load().");
+PyDoc_STRVAR(
+    Model_doc,
+    "Model(backend, options, *, name, path, entry, devices, instances, threads,\n"
+    "      warmup_runs, spin_ns, max_rows, max_bytes, reject)\n--\n\n"
+    "The C half of pyasyncml.Model; made by pyasyncml.load().");
 
 static int
 Model_init(ModelObj *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"backend",     "options", "name",     "path",      "entry",
-                            "devices",     "instances", "threads", "warmup_runs",
-                            "spin_ns",     "max_rows", "max_bytes", "reject", NULL};
+    static char *names[] = {"backend",     "options", "name",      "path",
+                            "entry",       "devices", "instances", "threads",
+                            "warmup_runs", "spin_ns", "max_rows",  "max_bytes",
+                            "reject",      NULL};
     struct module_state *state = paml_state_of_type(Py_TYPE(self));
     struct paml_model_options options = {0};
     const struct paml_backend *backend;
@@ -284,10 +289,11 @@ model_check(ModelObj *self)
     return paml_usable(self->state);
 }
 
-PyDoc_STRVAR(Model_start_doc,
-             "_start($self, /, *example)\n--\n\n"
-             "Start the workers. With a running loop: a Future of the model itself, once\n"
-             "every instance is open and warmed up with the example.");
+PyDoc_STRVAR(
+    Model_start_doc,
+    "_start($self, /, *example)\n--\n\n"
+    "Start the workers. With a running loop: a Future of the model itself, once\n"
+    "every instance is open and warmed up with the example.");
 
 static PyObject *
 Model_start(ModelObj *self, PyObject *const *args, Py_ssize_t nargs)
@@ -341,11 +347,12 @@ Model_start_pool(ModelObj *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(Model_close_doc,
-             "close($self, /, *, drain=True)\n--\n\n"
-             "Stop accepting requests; a Future that is done when the workers have ended.\n\n"
-             "What was accepted is served first; with ``drain=False`` what waits fails with\n"
-             "`ModelClosed`, and only what runs is waited for. May be called again.");
+PyDoc_STRVAR(
+    Model_close_doc,
+    "close($self, /, *, drain=True)\n--\n\n"
+    "Stop accepting requests; a Future that is done when the workers have ended.\n\n"
+    "What was accepted is served first; with ``drain=False`` what waits fails with\n"
+    "`ModelClosed`, and only what runs is waited for. May be called again.");
 
 static PyObject *
 Model_close(ModelObj *self, PyObject *args, PyObject *kwargs)
@@ -369,9 +376,8 @@ Model_close(ModelObj *self, PyObject *args, PyObject *kwargs)
     return (PyObject *)future;
 }
 
-PyDoc_STRVAR(Model_abort_doc,
-             "_abort($self, /)\n--\n\n"
-             "Close without draining or waiting; needs no loop.");
+PyDoc_STRVAR(Model_abort_doc, "_abort($self, /)\n--\n\n"
+                              "Close without draining or waiting; needs no loop.");
 
 static PyObject *
 Model_abort(ModelObj *self, PyObject *Py_UNUSED(ignored))
@@ -466,8 +472,8 @@ check_inputs_reachable(ModelObj *self, struct paml_request *request)
 
     for (uint32_t i = 0; i < op->n_inputs; i++) {
         const struct paml_value *value = &op->inputs[i];
-        int here = value->kind != PAML_TENSOR ||
-                   value->tensor.device.device_type == kDLCPU;
+        int here =
+            value->kind != PAML_TENSOR || value->tensor.device.device_type == kDLCPU;
 
         for (int d = 0; !here && d < self->n_devices; d++) {
             here = value->tensor.device.device_type == self->devices[d].device_type &&
@@ -513,12 +519,13 @@ submit(ModelObj *self, struct paml_request *request)
         return (PyObject *)future;
     }
     if (code == PAML_ERR_QUEUE) {
-        snprintf(message, sizeof(message),
-                 "the queue of model '%s' is full: it holds at most %lld rows and %lld "
-                 "bytes (Queue(max_rows=, max_bytes=)); this request has %u rows and %zu "
-                 "bytes",
-                 model->name, (long long)limits->max_rows, (long long)limits->max_bytes,
-                 request->op.rows, request->op.bytes);
+        snprintf(
+            message, sizeof(message),
+            "the queue of model '%s' is full: it holds at most %lld rows and %lld "
+            "bytes (Queue(max_rows=, max_bytes=)); this request has %u rows and %zu "
+            "bytes",
+            model->name, (long long)limits->max_rows, (long long)limits->max_bytes,
+            request->op.rows, request->op.bytes);
         paml_request_refuse(request, code, message);
         return (PyObject *)future;
     }
@@ -534,9 +541,10 @@ submit(ModelObj *self, struct paml_request *request)
     return NULL;
 }
 
-PyDoc_STRVAR(Model_infer_doc,
-             "infer($self, /, *inputs, timeout=None, priority=0, **named_inputs)\n--\n\n"
-             "Run the model on the inputs: a Future of its outputs.");
+PyDoc_STRVAR(
+    Model_infer_doc,
+    "infer($self, /, *inputs, timeout=None, priority=0, **named_inputs)\n--\n\n"
+    "Run the model on the inputs: a Future of its outputs.");
 
 static PyObject *
 Model_infer(ModelObj *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
@@ -562,8 +570,8 @@ Model_infer(ModelObj *self, PyObject *const *args, Py_ssize_t nargs, PyObject *k
         }
         named = names + n_keywords;
     }
-    n_named = parse_keywords(self->state, &request->op, kwnames, args + nargs, names,
-                             named);
+    n_named =
+        parse_keywords(self->state, &request->op, kwnames, args + nargs, names, named);
     if (n_named < 0) {
         goto done;
     }
@@ -591,8 +599,9 @@ done:
     return submit(self, request);
 }
 
-PyDoc_STRVAR(Model_call_doc, "_call($self, fn, /, *args, **kwargs)\n--\n\n"
-                             "Run fn(*args, **kwargs) on a worker: a Future of what it returns.");
+PyDoc_STRVAR(Model_call_doc,
+             "_call($self, fn, /, *args, **kwargs)\n--\n\n"
+             "Run fn(*args, **kwargs) on a worker: a Future of what it returns.");
 
 static PyObject *
 Model_call(ModelObj *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
@@ -623,10 +632,12 @@ Model_call(ModelObj *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kw
     return submit(self, request);
 }
 
-/* The same work without workers: converts, runs and converts back in the calling thread,
-   as a blocking binding does. What benchmarks compare with, and debuggers step into. */
-PyDoc_STRVAR(Model_run_direct_doc, "run_direct($self, /, *inputs)\n--\n\n"
-                                   "Run the inputs in the calling thread and return the outputs.");
+/* The same work without workers: converts, runs and converts back in the calling
+   thread, as a blocking binding does. What benchmarks compare with, and debuggers step
+   into. */
+PyDoc_STRVAR(Model_run_direct_doc,
+             "run_direct($self, /, *inputs)\n--\n\n"
+             "Run the inputs in the calling thread and return the outputs.");
 
 static PyObject *
 Model_run_direct(ModelObj *self, PyObject *const *args, Py_ssize_t nargs)
@@ -655,18 +666,20 @@ Model_run_direct(ModelObj *self, PyObject *const *args, Py_ssize_t nargs)
                                .n_inputs = request.op.n_inputs,
                                .n_arguments = request.op.n_arguments,
                                .outputs = &request.op.outputs};
-        Py_BEGIN_ALLOW_THREADS
-        code = backend->open(self->model->program, self->devices[0], 1, &instance, &error);
+        Py_BEGIN_ALLOW_THREADS code =
+            backend->open(self->model->program, self->devices[0], 1, &instance, &error);
         if (code == PAML_OK) {
             code = backend->run(instance, &run, &error);
             backend->close(instance);
         }
-        Py_END_ALLOW_THREADS
-        if (code == PAML_OK) {
+        Py_END_ALLOW_THREADS if (code == PAML_OK)
+        {
             result = paml_outputs_to_object(
                 self->state, &request.op.outputs,
                 census.torch > 0 && census.other == 0 ? FLAVOUR_TORCH : FLAVOUR_NUMPY);
-        } else {
+        }
+        else
+        {
             PyObject *exception = paml_exception_new(self->state, code, error.message);
             PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
             Py_DECREF(exception);
@@ -761,7 +774,8 @@ static PyMethodDef Model_methods[] = {
      Model_infer_doc},
     {"close", (PyCFunction)(void (*)(void))Model_close, METH_VARARGS | METH_KEYWORDS,
      Model_close_doc},
-    {"_start", (PyCFunction)(void (*)(void))Model_start, METH_FASTCALL, Model_start_doc},
+    {"_start", (PyCFunction)(void (*)(void))Model_start, METH_FASTCALL,
+     Model_start_doc},
     {"_start_pool", (PyCFunction)Model_start_pool, METH_NOARGS, Model_start_pool_doc},
     {"_abort", (PyCFunction)Model_abort, METH_NOARGS, Model_abort_doc},
     {"_call", (PyCFunction)(void (*)(void))Model_call, METH_FASTCALL | METH_KEYWORDS,
@@ -810,7 +824,8 @@ static PyType_Spec Model_spec = {
 int
 paml_model_exec(PyObject *module, struct module_state *state)
 {
-    state->ModelType = (PyTypeObject *)PyType_FromModuleAndSpec(module, &Model_spec, NULL);
+    state->ModelType =
+        (PyTypeObject *)PyType_FromModuleAndSpec(module, &Model_spec, NULL);
     state->str_timeout = PyUnicode_InternFromString("timeout");
     state->str_priority = PyUnicode_InternFromString("priority");
     if (state->ModelType == NULL || state->str_timeout == NULL ||

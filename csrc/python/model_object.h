@@ -12,8 +12,7 @@
 #include "signature.h"
 
 typedef struct model_object {
-    PyObject_HEAD
-    struct module_state *state;
+    PyObject_HEAD struct module_state *state;
     struct paml_model *model;
     struct signature *signature; /* NULL until ready */
     PyObject *name;

@@ -50,7 +50,8 @@ Model_stats(ModelObj *self, PyObject *Py_UNUSED(ignored))
     }
     for (int i = 0; i < model->n_workers; i++) {
         struct paml_worker_stats *stats = &model->workers[i].stats;
-        PyObject *seconds = PyFloat_FromDouble((double)get(&stats->busy_ns) / PAML_SECOND);
+        PyObject *seconds =
+            PyFloat_FromDouble((double)get(&stats->busy_ns) / PAML_SECOND);
         if (seconds == NULL) {
             PyMem_Free(merged);
             Py_DECREF(busy);
@@ -60,12 +61,12 @@ Model_stats(ModelObj *self, PyObject *Py_UNUSED(ignored))
         completed += get(&stats->completed);
         failed += get(&stats->failed);
         expired += get(&stats->expired);
-        running += atomic_load_explicit(&stats->running_since_ns,
-                                        memory_order_relaxed) != 0;
+        running +=
+            atomic_load_explicit(&stats->running_since_ns, memory_order_relaxed) != 0;
         paml_histogram_merge(&merged[0], &stats->wait);
         paml_histogram_merge(&merged[1], &stats->run);
     }
-#define SECONDS(i, fraction)                                                         \
+#define SECONDS(i, fraction)                                                           \
     ((double)paml_histogram_quantile(&merged[i], fraction) / PAML_SECOND)
     result = Py_BuildValue(
         "(KKKKKKLLiddddN)", get(&model->submitted), completed, failed,

@@ -74,9 +74,10 @@ module_free(void *module)
     (void)module_clear(module);
 }
 
-PyDoc_STRVAR(preload_doc, "preload($module, path, /)\n--\n\n"
-                          "dlopen() a library with the GIL released, so that importing it\n"
-                          "afterwards is quick. Failures are left for the import to tell.");
+PyDoc_STRVAR(preload_doc,
+             "preload($module, path, /)\n--\n\n"
+             "dlopen() a library with the GIL released, so that importing it\n"
+             "afterwards is quick. Failures are left for the import to tell.");
 
 static PyObject *
 preload(PyObject *module, PyObject *path)
@@ -87,10 +88,8 @@ preload(PyObject *module, PyObject *path)
     if (name == NULL) {
         return NULL;
     }
-    Py_BEGIN_ALLOW_THREADS
-    (void)dlopen(name, RTLD_NOW | RTLD_LOCAL);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+    Py_BEGIN_ALLOW_THREADS(void) dlopen(name, RTLD_NOW | RTLD_LOCAL);
+    Py_END_ALLOW_THREADS Py_RETURN_NONE;
 }
 
 PyDoc_STRVAR(backend_devices_doc,
@@ -115,9 +114,9 @@ backend_devices(PyObject *module, PyObject *capsule)
     }
     list = PyList_New(count);
     for (int i = 0; list != NULL && i < count; i++) {
-        PyObject *item = Py_BuildValue(
-            "(iisK)", (int)infos[i].device.device_type, (int)infos[i].device.device_id,
-            infos[i].name, (unsigned long long)infos[i].memory);
+        PyObject *item = Py_BuildValue("(iisK)", (int)infos[i].device.device_type,
+                                       (int)infos[i].device.device_id, infos[i].name,
+                                       (unsigned long long)infos[i].memory);
         if (item == NULL) {
             Py_CLEAR(list);
             break;

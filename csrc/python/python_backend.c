@@ -93,9 +93,10 @@ take_exception(void)
     Py_XDECREF(type);
     Py_XDECREF(traceback);
     if (PyErr_GivenExceptionMatches(exception, PyExc_StopIteration)) {
-        wrapper = PyObject_CallFunction(PyExc_RuntimeError, "s",
-                                        "the callable raised StopIteration, which can't "
-                                        "be raised into a Future");
+        wrapper =
+            PyObject_CallFunction(PyExc_RuntimeError, "s",
+                                  "the callable raised StopIteration, which can't "
+                                  "be raised into a Future");
         if (wrapper != NULL) {
             PyException_SetCause(wrapper, exception);
             return wrapper;
@@ -166,8 +167,8 @@ paml_python_backend_exec(PyObject *module, struct module_state *state)
 {
     PyObject *capsule =
         PyCapsule_New((void *)&paml_python_backend, PAML_BACKEND_CAPSULE, NULL);
-    int status = capsule != NULL ? PyModule_AddObjectRef(module, "python_backend", capsule)
-                                 : -1;
+    int status =
+        capsule != NULL ? PyModule_AddObjectRef(module, "python_backend", capsule) : -1;
 
     (void)state;
     Py_XDECREF(capsule);

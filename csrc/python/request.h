@@ -9,7 +9,8 @@
  * from paml_request_new() to paml_request_free(). While the op is in flight the hub
  * holds the request (and through it the future, the inputs and the owner). Settled with
  * outputs, the future holds it until they are converted. A request whose future left
- * early (cancelled, expired) stays with the hub, without a future, until its op is back.
+ * early (cancelled, expired) stays with the hub, without a future, until its op is
+ * back.
  */
 #ifndef PAML_REQUEST_H
 #define PAML_REQUEST_H
@@ -43,9 +44,9 @@ struct paml_request {
     struct paml_op op;
     const struct request_kind *kind;
     struct module_state *state;
-    struct hub *hub;      /* borrowed; NULL once the loop is gone */
-    FutureObj *future;    /* owned while in flight; NULL once it left */
-    PyObject *owner;      /* owned: what the op runs on (a model, a script) */
+    struct hub *hub;   /* borrowed; NULL once the loop is gone */
+    FutureObj *future; /* owned while in flight; NULL once it left */
+    PyObject *owner;   /* owned: what the op runs on (a model, a script) */
     struct paml_request *previous, *next; /* the hub's list of what is in flight */
     size_t heap_index;    /* in the hub's heap of deadlines, or NOT_IN_HEAP */
     enum flavour flavour; /* of the tensors that come back */
@@ -75,8 +76,8 @@ FutureObj *paml_request_launch(struct paml_request *request);
 /* The op was not accepted: settles the future with that error now. */
 void paml_request_refuse(struct paml_request *request, int code, const char *message);
 
-/* The future goes its own way with `code` (PAML_OK: cancelled): work that waits is taken
-   back, work that runs is left to end unheard. */
+/* The future goes its own way with `code` (PAML_OK: cancelled): work that waits is
+   taken back, work that runs is left to end unheard. */
 void paml_request_give_up(struct paml_request *request, int code);
 
 /* The exception for an op's code and message: a new reference, never NULL. */

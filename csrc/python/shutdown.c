@@ -47,10 +47,9 @@ paml_shut_down(PyObject *module, PyObject *Py_UNUSED(ignored))
         paml_model_close(object->model, false, NULL);
     }
     while (!done) {
-        Py_BEGIN_ALLOW_THREADS
-        done = paml_threads_join(paml_now_ns() + LOOK_NS);
-        Py_END_ALLOW_THREADS
-        if (PyErr_CheckSignals() < 0) {
+        Py_BEGIN_ALLOW_THREADS done = paml_threads_join(paml_now_ns() + LOOK_NS);
+        Py_END_ALLOW_THREADS if (PyErr_CheckSignals() < 0)
+        {
             PyErr_Clear();
             _exit(130); /* ctrl-C while waiting: as the shell reports SIGINT */
         }

@@ -26,10 +26,11 @@ describe_spec(const struct paml_spec *spec)
         return NULL;
     }
     kinds = PyLong_FromUnsignedLong(spec->kinds);
-    return Py_BuildValue(
-        "(zzNzNi)", spec->name, spec->type, kinds,
-        spec->dtype.bits != 0 ? paml_dtype_name(spec->dtype, dtype, sizeof(dtype)) : NULL,
-        shape, (int)spec->optional);
+    return Py_BuildValue("(zzNzNi)", spec->name, spec->type, kinds,
+                         spec->dtype.bits != 0
+                             ? paml_dtype_name(spec->dtype, dtype, sizeof(dtype))
+                             : NULL,
+                         shape, (int)spec->optional);
 }
 
 static PyObject *
@@ -98,8 +99,8 @@ paml_signature_new(const struct paml_entry *entry)
     inputs = describe_specs(entry->inputs, entry->n_inputs);
     outputs = describe_specs(entry->outputs, entry->n_outputs);
     if (inputs != NULL && outputs != NULL) {
-        signature->described = Py_BuildValue("(sOOi)", entry->name, inputs, outputs,
-                                             (int)entry->variadic);
+        signature->described =
+            Py_BuildValue("(sOOi)", entry->name, inputs, outputs, (int)entry->variadic);
     }
     Py_XDECREF(inputs);
     Py_XDECREF(outputs);
@@ -137,8 +138,8 @@ shape_text(const int64_t *shape, int32_t ndim, char *text, size_t size)
     for (int32_t i = 0; i < ndim && length < size - 1; i++) {
         length += (size_t)(shape[i] < 0
                                ? snprintf(text + length, size - length, i ? ", ?" : "?")
-                               : snprintf(text + length, size - length, i ? ", %lld" : "%lld",
-                                          (long long)shape[i]));
+                               : snprintf(text + length, size - length,
+                                          i ? ", %lld" : "%lld", (long long)shape[i]));
     }
     if (length < size - 1) {
         snprintf(text + length, size - length, "]");
@@ -152,9 +153,10 @@ check_tensor(struct module_state *state, const struct input_spec *spec,
     char expected[160], got[160];
     int fits = 1;
 
-    if (spec->dtype.bits != 0 && memcmp(&spec->dtype, &tensor->dtype,
-                                        sizeof(tensor->dtype)) != 0) {
-        PyErr_Format(state->InputError, "input '%s': expected dtype %s, got %s", spec->utf8,
+    if (spec->dtype.bits != 0 &&
+        memcmp(&spec->dtype, &tensor->dtype, sizeof(tensor->dtype)) != 0) {
+        PyErr_Format(state->InputError, "input '%s': expected dtype %s, got %s",
+                     spec->utf8,
                      paml_dtype_name(spec->dtype, expected, sizeof(expected)),
                      paml_dtype_name(tensor->dtype, got, sizeof(got)));
         return -1;
@@ -169,8 +171,8 @@ check_tensor(struct module_state *state, const struct input_spec *spec,
     if (!fits) {
         shape_text(spec->shape, spec->ndim, expected, sizeof(expected));
         shape_text(tensor->shape, tensor->ndim, got, sizeof(got));
-        PyErr_Format(state->InputError, "input '%s': expected shape %s, got %s", spec->utf8,
-                     expected, got);
+        PyErr_Format(state->InputError, "input '%s': expected shape %s, got %s",
+                     spec->utf8, expected, got);
         return -1;
     }
     return 0;

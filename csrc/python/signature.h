@@ -10,8 +10,8 @@
 #include "values.h"
 
 struct input_spec {
-    PyObject *name;    /* interned str, or NULL */
-    const char *utf8;  /* of name */
+    PyObject *name;   /* interned str, or NULL */
+    const char *utf8; /* of name */
     uint32_t kinds;
     DLDataType dtype;
     int32_t ndim;

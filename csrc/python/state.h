@@ -18,75 +18,75 @@ struct orphan;
 struct model_object;
 
 /* Every owned reference in the state, listed once: traversed and cleared from here. */
-#define STATE_OBJECTS(X)                                                             \
-    /* future.c */                                                                   \
-    X(PyTypeObject, FutureType)                                                      \
-    X(PyTypeObject, FutureIterType)                                                  \
-    X(PyObject, CancelledError)                                                      \
-    X(PyObject, InvalidStateError)                                                   \
-    X(PyObject, AsyncioFuture)                                                       \
-    X(PyObject, Handle)                                                              \
-    X(PyObject, get_event_loop)                                                      \
-    X(PyObject, get_running_loop)                                                    \
-    X(PyObject, current_task)                                                        \
-    X(PyObject, current_tasks) /* {loop: task}; NULL where there is no such dict */  \
-    X(PyObject, future_repr)                                                         \
-    X(PyObject, format_callback_source)                                              \
-    X(PyObject, extract_stack)                                                       \
-    X(PyObject, str_call_soon)                                                       \
-    X(PyObject, str_context)                                                         \
-    X(PyObject, str_get_debug)                                                       \
-    X(PyObject, str_loop)                                                            \
-    X(PyObject, str_call_exception_handler)                                          \
-    X(PyObject, str_PENDING)                                                         \
-    X(PyObject, str_CANCELLED)                                                       \
-    X(PyObject, str_FINISHED)                                                        \
-    X(PyObject, kw_context) /* ("context",) */                                       \
-    /* hub.c, deadlines.c */                                                         \
-    X(PyTypeObject, HubType)                                                         \
-    X(PyObject, str_drain)                                                           \
-    X(PyObject, str_expire)                                                          \
-    X(PyObject, str_add_reader)                                                      \
-    X(PyObject, str_call_later)                                                      \
-    /* request.c */                                                                  \
-    X(PyObject, InputError)                                                          \
-    X(PyObject, BackendError)                                                        \
-    X(PyObject, OutOfMemory)                                                         \
-    X(PyObject, LoadError)                                                           \
-    X(PyObject, DeadlineExceeded)                                                    \
-    X(PyObject, QueueFull)                                                           \
-    X(PyObject, ModelClosed)                                                         \
-    X(PyObject, Error)                                                               \
-    X(PyObject, memory_error)                                                        \
-    /* values_in.c, values_out.c */                                                  \
-    X(PyTypeObject, TensorType)                                                      \
-    X(PyTypeObject, exchange_type) /* the type whose exchange API is cached */       \
-    X(PyObject, exchange_capsule)                                                    \
-    X(PyObject, numpy)                                                               \
-    X(PyObject, ndarray)                                                             \
-    X(PyObject, dtypes) /* dict: DLDataType as int -> numpy.dtype */                 \
-    X(PyObject, torch_tensor)                                                        \
-    X(PyObject, str_is_neg)                                                          \
-    X(PyObject, str_is_conj)                                                         \
-    X(PyObject, str_resolve_neg)                                                     \
-    X(PyObject, str_resolve_conj)                                                    \
-    X(PyObject, str_dlpack)                                                          \
-    X(PyObject, str_exchange_api)                                                    \
-    /* model_object.c */                                                             \
-    X(PyTypeObject, ModelType)                                                       \
-    X(PyObject, str_timeout)                                                         \
-    X(PyObject, str_priority)                                                        \
-    /* echo_object.c */                                                              \
+#define STATE_OBJECTS(X)                                                               \
+    /* future.c */                                                                     \
+    X(PyTypeObject, FutureType)                                                        \
+    X(PyTypeObject, FutureIterType)                                                    \
+    X(PyObject, CancelledError)                                                        \
+    X(PyObject, InvalidStateError)                                                     \
+    X(PyObject, AsyncioFuture)                                                         \
+    X(PyObject, Handle)                                                                \
+    X(PyObject, get_event_loop)                                                        \
+    X(PyObject, get_running_loop)                                                      \
+    X(PyObject, current_task)                                                          \
+    X(PyObject, current_tasks) /* {loop: task}; NULL where there is no such dict */    \
+    X(PyObject, future_repr)                                                           \
+    X(PyObject, format_callback_source)                                                \
+    X(PyObject, extract_stack)                                                         \
+    X(PyObject, str_call_soon)                                                         \
+    X(PyObject, str_context)                                                           \
+    X(PyObject, str_get_debug)                                                         \
+    X(PyObject, str_loop)                                                              \
+    X(PyObject, str_call_exception_handler)                                            \
+    X(PyObject, str_PENDING)                                                           \
+    X(PyObject, str_CANCELLED)                                                         \
+    X(PyObject, str_FINISHED)                                                          \
+    X(PyObject, kw_context) /* ("context",) */                                         \
+    /* hub.c, deadlines.c */                                                           \
+    X(PyTypeObject, HubType)                                                           \
+    X(PyObject, str_drain)                                                             \
+    X(PyObject, str_expire)                                                            \
+    X(PyObject, str_add_reader)                                                        \
+    X(PyObject, str_call_later)                                                        \
+    /* request.c */                                                                    \
+    X(PyObject, InputError)                                                            \
+    X(PyObject, BackendError)                                                          \
+    X(PyObject, OutOfMemory)                                                           \
+    X(PyObject, LoadError)                                                             \
+    X(PyObject, DeadlineExceeded)                                                      \
+    X(PyObject, QueueFull)                                                             \
+    X(PyObject, ModelClosed)                                                           \
+    X(PyObject, Error)                                                                 \
+    X(PyObject, memory_error)                                                          \
+    /* values_in.c, values_out.c */                                                    \
+    X(PyTypeObject, TensorType)                                                        \
+    X(PyTypeObject, exchange_type) /* the type whose exchange API is cached */         \
+    X(PyObject, exchange_capsule)                                                      \
+    X(PyObject, numpy)                                                                 \
+    X(PyObject, ndarray)                                                               \
+    X(PyObject, dtypes) /* dict: DLDataType as int -> numpy.dtype */                   \
+    X(PyObject, torch_tensor)                                                          \
+    X(PyObject, str_is_neg)                                                            \
+    X(PyObject, str_is_conj)                                                           \
+    X(PyObject, str_resolve_neg)                                                       \
+    X(PyObject, str_resolve_conj)                                                      \
+    X(PyObject, str_dlpack)                                                            \
+    X(PyObject, str_exchange_api)                                                      \
+    /* model_object.c */                                                               \
+    X(PyTypeObject, ModelType)                                                         \
+    X(PyObject, str_timeout)                                                           \
+    X(PyObject, str_priority)                                                          \
+    /* echo_object.c */                                                                \
     X(PyTypeObject, EchoScriptType)
 
 struct module_state {
 #define DECLARE(type, name) type *name;
     STATE_OBJECTS(DECLARE)
 #undef DECLARE
-    struct hub *hubs;       /* borrowed; every hub takes itself off when it goes */
-    struct orphan *orphans; /* hub.c: what is on its way to loops that are gone */
-    struct model_object *models;     /* borrowed; every open model */
-    const void *exchange_api;        /* of exchange_type */
+    struct hub *hubs;            /* borrowed; every hub takes itself off when it goes */
+    struct orphan *orphans;      /* hub.c: what is on its way to loops that are gone */
+    struct model_object *models; /* borrowed; every open model */
+    const void *exchange_api;    /* of exchange_type */
     int exchange_is_torch;
     int shut_down; /* the interpreter is exiting: nothing new is accepted */
 };

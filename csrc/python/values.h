@@ -34,7 +34,7 @@ int paml_value_append_object(struct paml_request *request, PyObject *object);
 
 /* One structure in prefix order as Python objects: a new reference or NULL. The owners
    move out of the values. */
-PyObject *paml_outputs_to_object(struct module_state *state, struct paml_outputs *outputs,
-                                 enum flavour flavour);
+PyObject *paml_outputs_to_object(struct module_state *state,
+                                 struct paml_outputs *outputs, enum flavour flavour);
 
 #endif

@@ -96,7 +96,8 @@ check_tensor(struct module_state *state, struct paml_value *value,
              const struct input_name *name)
 {
     if (value->tensor.ndim > PAML_MAX_RANK) {
-        return refuse(state->InputError, name, "has %d dimensions, at most %d are taken",
+        return refuse(state->InputError, name,
+                      "has %d dimensions, at most %d are taken",
                       (int)value->tensor.ndim, PAML_MAX_RANK);
     }
     return 0;
@@ -162,8 +163,8 @@ copy_buffer(struct paml_value *value, Py_buffer *view, DLDataType dtype)
 }
 
 static int
-append_buffer(struct module_state *state, struct paml_request *request, PyObject *object,
-              const struct input_name *name)
+append_buffer(struct module_state *state, struct paml_request *request,
+              PyObject *object, const struct input_name *name)
 {
     struct paml_value *value;
     struct buffer_loan *loan;
@@ -244,8 +245,8 @@ append_managed(struct module_state *state, struct paml_request *request,
 
 /* object.__dlpack__(): works for every producer, and costs a Python call. */
 static int
-append_capsule(struct module_state *state, struct paml_request *request, PyObject *object,
-               const struct input_name *name)
+append_capsule(struct module_state *state, struct paml_request *request,
+               PyObject *object, const struct input_name *name)
 {
     PyObject *method = PyObject_GetAttr(object, state->str_dlpack), *capsule = NULL;
     PyObject *keywords = NULL;
@@ -365,10 +366,11 @@ append_exchanged(struct module_state *state, struct paml_request *request,
     PyObject *without_conj, *plain;
 
     if (api->managed_tensor_from_py_object_no_sync(object, &managed) != 0) {
-        return refuse(PyExc_TypeError, name,
-                      "this %s can't be lent as a dense tensor (sparse, quantized, meta "
-                      "and nested ones can't)",
-                      Py_TYPE(object)->tp_name);
+        return refuse(
+            PyExc_TypeError, name,
+            "this %s can't be lent as a dense tensor (sparse, quantized, meta "
+            "and nested ones can't)",
+            Py_TYPE(object)->tp_name);
     }
     if (is_torch && !resolved) {
         lazy = is_lazy_view(state, object, managed->dl_tensor.dtype);
@@ -425,8 +427,8 @@ append_string(struct paml_request *request, PyObject *object, int kind)
 }
 
 static int
-append_number(struct module_state *state, struct paml_request *request, PyObject *object,
-              uint32_t kinds, const struct input_name *name)
+append_number(struct module_state *state, struct paml_request *request,
+              PyObject *object, uint32_t kinds, const struct input_name *name)
 {
     struct paml_value *value = paml_request_input(request);
 
@@ -439,7 +441,8 @@ append_number(struct module_state *state, struct paml_request *request, PyObject
     } else if (PyFloat_Check(object)) {
         value->kind = PAML_FLOAT;
         value->real = PyFloat_AS_DOUBLE(object);
-    } else if (!(kinds & PAML_KIND_BIT(PAML_INT)) && (kinds & PAML_KIND_BIT(PAML_FLOAT))) {
+    } else if (!(kinds & PAML_KIND_BIT(PAML_INT)) &&
+               (kinds & PAML_KIND_BIT(PAML_FLOAT))) {
         value->kind = PAML_FLOAT;
         value->real = PyLong_AsDouble(object);
     } else {
@@ -496,7 +499,8 @@ append_items(struct module_state *state, struct paml_request *request, PyObject 
             item = PyTuple_GET_ITEM(item, 1);
         }
         if (status == 0) {
-            status = append(state, request, item, PAML_KIND_ANY, name, census, depth + 1);
+            status =
+                append(state, request, item, PAML_KIND_ANY, name, census, depth + 1);
         }
     }
     Py_DECREF(items);
@@ -504,8 +508,9 @@ append_items(struct module_state *state, struct paml_request *request, PyObject 
 }
 
 static int
-append_tensor(struct module_state *state, struct paml_request *request, PyObject *object,
-              const struct input_name *name, struct tensor_census *census)
+append_tensor(struct module_state *state, struct paml_request *request,
+              PyObject *object, const struct input_name *name,
+              struct tensor_census *census)
 {
     if (PyObject_CheckBuffer(object)) {
         census->other++;

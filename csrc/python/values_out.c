@@ -6,8 +6,7 @@
 /* A tensor that came out of a run: lends its memory through the buffer protocol and
    DLPack. numpy arrays are made over it; without numpy it is the result itself. */
 typedef struct {
-    PyObject_HEAD
-    struct module_state *state;
+    PyObject_HEAD struct module_state *state;
     struct paml_value value;
     Py_ssize_t *strides; /* in bytes, for the buffer protocol */
     char format[4];
@@ -18,7 +17,10 @@ format_of_dtype(DLDataType dtype)
 {
     static const char *const ints[] = {"b", "h", "i", "q"};
     static const char *const uints[] = {"B", "H", "I", "Q"};
-    int log2_bytes = dtype.bits == 8 ? 0 : dtype.bits == 16 ? 1 : dtype.bits == 32 ? 2 : 3;
+    int log2_bytes = dtype.bits == 8    ? 0
+                     : dtype.bits == 16 ? 1
+                     : dtype.bits == 32 ? 2
+                                        : 3;
 
     switch (dtype.code) {
     case kDLInt:
@@ -59,10 +61,10 @@ tensor_new(struct module_state *state, struct paml_value *value)
             return (TensorObj *)PyErr_NoMemory();
         }
         for (int32_t i = tensor->ndim - 1; i >= 0; i--) {
-            self->strides[i] =
-                tensor->strides != NULL
-                    ? tensor->strides[i] * (Py_ssize_t)paml_dtype_bytes(tensor->dtype, 1)
-                    : stride;
+            self->strides[i] = tensor->strides != NULL
+                                   ? tensor->strides[i] *
+                                         (Py_ssize_t)paml_dtype_bytes(tensor->dtype, 1)
+                                   : stride;
             stride *= tensor->shape[i];
         }
     }
@@ -149,7 +151,8 @@ managed_output_new(struct paml_value *value)
     output->value = *value;
     value->owner = NULL;
     value->release = NULL;
-    output->managed.version = (DLPackVersion){DLPACK_MAJOR_VERSION, DLPACK_MINOR_VERSION};
+    output->managed.version =
+        (DLPackVersion){DLPACK_MAJOR_VERSION, DLPACK_MINOR_VERSION};
     output->managed.manager_ctx = output;
     output->managed.deleter = managed_output_delete;
     output->managed.dl_tensor = output->value.tensor;
@@ -262,7 +265,8 @@ static PyMethodDef Tensor_methods[] = {
 };
 
 static PyType_Slot Tensor_slots[] = {
-    {Py_tp_doc, "Memory of a model's output; numpy.asarray() and from_dlpack() take it."},
+    {Py_tp_doc,
+     "Memory of a model's output; numpy.asarray() and from_dlpack() take it."},
     {Py_tp_dealloc, Tensor_dealloc},
     {Py_tp_methods, Tensor_methods},
     {Py_tp_repr, Tensor_repr},
@@ -332,10 +336,11 @@ numpy_dtype(struct module_state *state, DLDataType dtype)
     }
     if (found == NULL) {
         PyErr_Clear();
-        PyErr_Format(state->BackendError,
-                     "an output is %s, which numpy has no dtype for: give torch tensors "
-                     "to get torch tensors, or pip install ml_dtypes",
-                     name);
+        PyErr_Format(
+            state->BackendError,
+            "an output is %s, which numpy has no dtype for: give torch tensors "
+            "to get torch tensors, or pip install ml_dtypes",
+            name);
     } else if (PyDict_SetItem(state->dtypes, key, found) < 0) {
         Py_CLEAR(found);
     } else {
@@ -398,7 +403,8 @@ tensor_to_torch(struct module_state *state, struct paml_value *value)
     }
     memory = (PyObject *)tensor_new(state, value);
     torch = memory != NULL ? PyImport_ImportModule("torch") : NULL;
-    tensor = torch != NULL ? PyObject_CallMethod(torch, "from_dlpack", "O", memory) : NULL;
+    tensor =
+        torch != NULL ? PyObject_CallMethod(torch, "from_dlpack", "O", memory) : NULL;
     Py_XDECREF(torch);
     Py_XDECREF(memory);
     return tensor;
@@ -417,7 +423,8 @@ take_object(struct module_state *state, struct cursor *cursor, enum flavour flav
     PyObject *container, *item, *key;
 
     if (value == cursor->end) {
-        PyErr_SetString(state->BackendError, "the backend's output structure is cut off");
+        PyErr_SetString(state->BackendError,
+                        "the backend's output structure is cut off");
         return NULL;
     }
     cursor->next++;
@@ -494,10 +501,10 @@ paml_values_exec(PyObject *module, struct module_state *state)
     state->str_resolve_conj = PyUnicode_InternFromString("resolve_conj");
     state->str_dlpack = PyUnicode_InternFromString("__dlpack__");
     state->str_exchange_api = PyUnicode_InternFromString("__dlpack_c_exchange_api__");
-    if (state->TensorType == NULL || state->dtypes == NULL || state->str_is_neg == NULL ||
-        state->str_is_conj == NULL || state->str_resolve_neg == NULL ||
-        state->str_resolve_conj == NULL || state->str_dlpack == NULL ||
-        state->str_exchange_api == NULL) {
+    if (state->TensorType == NULL || state->dtypes == NULL ||
+        state->str_is_neg == NULL || state->str_is_conj == NULL ||
+        state->str_resolve_neg == NULL || state->str_resolve_conj == NULL ||
+        state->str_dlpack == NULL || state->str_exchange_api == NULL) {
         return -1;
     }
     return PyModule_AddObjectRef(module, "Tensor", (PyObject *)state->TensorType);

@@ -16,9 +16,12 @@
 
 #include "errors.h"
 
-/* Whatever OpenMP runtime LibTorch brought; absent from builds without one. Linking an
-   OpenMP of our own would be a second pool of threads. */
-extern "C" __attribute__((weak)) void omp_set_num_threads(int threads);
+/* Of whatever OpenMP runtime and MKL LibTorch brought; absent from builds without them.
+   Linking an OpenMP of our own would be a second pool of threads. */
+extern "C" {
+__attribute__((weak)) void omp_set_num_threads(int threads);
+__attribute__((weak)) int MKL_Set_Num_Threads_Local(int threads);
+}
 
 namespace pyasyncml {
 namespace {
@@ -125,6 +128,11 @@ use_threads(int threads)
         (void)at::get_num_threads();
         if (omp_set_num_threads != nullptr) {
             omp_set_num_threads(threads);
+        }
+        /* A torch.set_num_threads() anywhere in the process gave MKL a number that it
+           prefers to OpenMP's. */
+        if (MKL_Set_Num_Threads_Local != nullptr) {
+            MKL_Set_Num_Threads_Local(threads);
         }
         current = threads;
     }
