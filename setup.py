@@ -87,7 +87,8 @@ def torch_extensions() -> list[Extension]:
             TORCH,
             sources=[name for name in files if name.endswith(".cpp")],
             depends=[name for name in files if name.endswith(".h")],
-            extra_compile_args=option_flags(),
+            # LibTorch keeps the type information that this check needs to itself.
+            extra_compile_args=[*option_flags(), "-fno-sanitize=vptr"],
             extra_link_args=option_flags(),
         )
     ]

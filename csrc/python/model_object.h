@@ -31,6 +31,30 @@ extern const struct paml_backend paml_python_backend;
 /* Checks fork and exit: -1 with an error set. */
 int paml_usable(struct module_state *state);
 
+/* The Model a request was made for. */
+static inline ModelObj *
+paml_model_of(struct paml_request *request)
+{
+    return (ModelObj *)request->owner;
+}
+
+/* -1 with an error set: not initialised, forked, or exiting. */
+int paml_model_check(ModelObj *self);
+/* Copies the program's description, once it is there. -1 with an error set. */
+int paml_model_learn_signature(ModelObj *self);
+
+/* infer.c. Inputs of a live module or of call(), opaque to the engine: args and kwargs
+   (None: there are none) are stolen and may be NULL with an error set. */
+int paml_append_call(struct paml_request *request, PyObject *function, PyObject *args,
+                     PyObject *kwargs);
+PyObject *paml_tuple_of(PyObject *const *items, Py_ssize_t count);
+PyObject *Model_infer(ModelObj *self, PyObject *const *args, Py_ssize_t nargs,
+                      PyObject *kwnames);
+PyObject *Model_call(ModelObj *self, PyObject *const *args, Py_ssize_t nargs,
+                     PyObject *kwnames);
+PyObject *Model_run_direct(ModelObj *self, PyObject *const *args, Py_ssize_t nargs);
+extern const char Model_infer_doc[], Model_call_doc[], Model_run_direct_doc[];
+
 /* How many ops wait and for how long the oldest has, and who runs: model_stats.c. */
 PyObject *Model_stats(ModelObj *self, PyObject *ignored);
 PyObject *Model_health(ModelObj *self, PyObject *ignored);
