@@ -103,8 +103,8 @@ async def closed(contender: Contender, x: Any, in_flight: int, seconds: float) -
             before = after
 
     async def blocking() -> None:
-        before = clock()
-        while before < end:
+        before, after = clock(), 0.0
+        while after < end:
             infer(x)
             after = clock()
             record(after - before)

@@ -58,8 +58,7 @@ detach_request(FutureObj *self)
     }
     if (self->status == FUTURE_PENDING) {
         paml_request_abandon(self);
-    }
-    else {
+    } else {
         paml_request_forget(self);
         self->request = NULL;
     }
@@ -141,8 +140,7 @@ Future_init(FutureObj *self, PyObject *args, PyObject *kwargs)
         if (loop == NULL) {
             return -1;
         }
-    }
-    else {
+    } else {
         Py_INCREF(loop);
     }
     Py_INCREF(loop);
@@ -286,8 +284,8 @@ Future_dealloc(FutureObj *self)
     }
     PyObject_GC_UnTrack(self);
     /* A chain of futures, each the result of the one before, may be long. */
-    Py_TRASHCAN_BEGIN(self, Future_dealloc)
-    if (self->weakrefs != NULL) {
+    Py_TRASHCAN_BEGIN(self, Future_dealloc) if (self->weakrefs != NULL)
+    {
         PyObject_ClearWeakRefs((PyObject *)self);
     }
     (void)Future_clear(self);
@@ -345,7 +343,7 @@ PyDoc_STRVAR(cancelled_doc, "cancelled($self, /)\n--\n\n"
                             "Whether the future was cancelled.");
 
 PyDoc_STRVAR(done_doc, "done($self, /)\n--\n\n"
-                       "Whether there is a result or an exception, or it was cancelled.");
+                       "Whether it has a result, an exception, or was cancelled.");
 
 PyDoc_STRVAR(get_loop_doc, "get_loop($self, /)\n--\n\n"
                            "Return the event loop that the future belongs to.");
@@ -357,19 +355,22 @@ PyDoc_STRVAR(make_cancelled_error_doc, "_make_cancelled_error($self, /)\n--\n\n"
 
 static PyMethodDef Future_methods[] = {
     {"result", (PyCFunction)paml_future_result_method, METH_NOARGS, result_doc},
-    {"exception", (PyCFunction)paml_future_exception_method, METH_NOARGS, exception_doc},
+    {"exception", (PyCFunction)paml_future_exception_method, METH_NOARGS,
+     exception_doc},
     {"set_result", (PyCFunction)paml_future_set_result_method, METH_O, set_result_doc},
-    {"set_exception", (PyCFunction)paml_future_set_exception_method, METH_O, set_exception_doc},
+    {"set_exception", (PyCFunction)paml_future_set_exception_method, METH_O,
+     set_exception_doc},
     {"add_done_callback", FASTCALL(paml_future_add_done_callback),
      METH_FASTCALL | METH_KEYWORDS, add_done_callback_doc},
     {"remove_done_callback", (PyCFunction)paml_future_remove_done_callback, METH_O,
      remove_done_callback_doc},
-    {"cancel", FASTCALL(paml_future_cancel_method), METH_FASTCALL | METH_KEYWORDS, cancel_doc},
+    {"cancel", FASTCALL(paml_future_cancel_method), METH_FASTCALL | METH_KEYWORDS,
+     cancel_doc},
     {"cancelled", (PyCFunction)Future_cancelled, METH_NOARGS, cancelled_doc},
     {"done", (PyCFunction)Future_done, METH_NOARGS, done_doc},
     {"get_loop", (PyCFunction)Future_get_loop, METH_NOARGS, get_loop_doc},
-    {"_make_cancelled_error", (PyCFunction)paml_future_make_cancelled_error, METH_NOARGS,
-     make_cancelled_error_doc},
+    {"_make_cancelled_error", (PyCFunction)paml_future_make_cancelled_error,
+     METH_NOARGS, make_cancelled_error_doc},
 #if PY_VERSION_HEX < 0x030B0000
     {"_repr_info", (PyCFunction)Future_repr_info, METH_NOARGS, NULL},
 #endif
@@ -385,20 +386,13 @@ static PyMemberDef Future_members[] = {
 };
 
 static PyType_Slot Future_slots[] = {
-    {Py_tp_doc, (void *)Future_doc},
-    {Py_tp_new, PyType_GenericNew},
-    {Py_tp_init, Future_init},
-    {Py_tp_dealloc, Future_dealloc},
-    {Py_tp_finalize, Future_finalize},
-    {Py_tp_traverse, Future_traverse},
-    {Py_tp_clear, Future_clear},
-    {Py_tp_repr, paml_future_repr},
-    {Py_tp_iter, paml_future_iter},
-    {Py_am_await, paml_future_iter},
-    {Py_tp_methods, Future_methods},
-    {Py_tp_members, Future_members},
-    {Py_tp_getset, paml_future_getset},
-    {0, NULL},
+    {Py_tp_doc, (void *)Future_doc},    {Py_tp_new, PyType_GenericNew},
+    {Py_tp_init, Future_init},          {Py_tp_dealloc, Future_dealloc},
+    {Py_tp_finalize, Future_finalize},  {Py_tp_traverse, Future_traverse},
+    {Py_tp_clear, Future_clear},        {Py_tp_repr, paml_future_repr},
+    {Py_tp_iter, paml_future_iter},     {Py_am_await, paml_future_iter},
+    {Py_tp_methods, Future_methods},    {Py_tp_members, Future_members},
+    {Py_tp_getset, paml_future_getset}, {0, NULL},
 };
 
 static PyType_Spec future_spec = {
@@ -454,8 +448,7 @@ import_names(struct module_state *state)
             return -1;
         }
         PyErr_Clear();
-    }
-    else if (!PyDict_CheckExact(state->current_tasks)) {
+    } else if (!PyDict_CheckExact(state->current_tasks)) {
         Py_CLEAR(state->current_tasks);
     }
     return 0;

@@ -32,8 +32,7 @@ struct future_callbacks {
 };
 
 typedef struct FutureObj {
-    PyObject_HEAD
-    PyObject *loop;
+    PyObject_HEAD PyObject *loop;
     struct future_callbacks callbacks; /* touched by future_callbacks.c alone */
     uint64_t next_serial;              /* of the next callback; never goes back */
     PyObject *result, *exception;
@@ -62,8 +61,8 @@ void paml_future_settle_request(FutureObj *future);
 /* Settles with an exception instance (borrowed); never fails. */
 void paml_future_settle_exception(FutureObj *future, PyObject *exception);
 
-/* Schedules and forgets all callbacks of a settled future through loop.call_soon, in order: what asyncio
-   does. Returns -1 with an exception set where call_soon raised. */
+/* Schedules and forgets all callbacks of a settled future through loop.call_soon, in
+   order: what asyncio does. Returns -1 with an exception set where call_soon raised. */
 int paml_future_schedule_callbacks(struct module_state *state, FutureObj *future);
 
 /* Calls and forgets all callbacks of a settled future here and now, each in its own

@@ -22,8 +22,7 @@ callbacks_append(FutureObj *self, PyObject *function, PyObject *context)
 
     if (!callbacks_exist(self)) {
         slot = &callbacks->first;
-    }
-    else {
+    } else {
         if (callbacks->count == callbacks->room) {
             size_t room = callbacks->room == 0 ? 4 : 2 * callbacks->room;
             void *rest = PyMem_Realloc(callbacks->rest, room * sizeof(*slot));
@@ -139,8 +138,7 @@ add_callback(FutureObj *self, PyObject *function, PyObject *context)
         if (callbacks_append(self, function, context) < 0) {
             return NULL;
         }
-    }
-    else {
+    } else {
         struct module_state *state = paml_state_of_type(Py_TYPE(self));
         int err;
         if (state == NULL) {
@@ -177,8 +175,8 @@ parse_unusual_add(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
     if (paml_pack_call(args, nargs, kwnames, &positional, &keywords) < 0) {
         return -1;
     }
-    parsed = PyArg_ParseTupleAndKeywords(
-        positional, keywords, "O|$O:add_done_callback", names, function, context);
+    parsed = PyArg_ParseTupleAndKeywords(positional, keywords, "O|$O:add_done_callback",
+                                         names, function, context);
     Py_DECREF(positional);
     Py_DECREF(keywords);
     return parsed ? 0 : -1;
@@ -193,8 +191,7 @@ paml_future_add_done_callback(FutureObj *self, PyObject *const *args, Py_ssize_t
 
     if (nargs == 1 && keywords == 0) {
         function = args[0];
-    }
-    else {
+    } else {
         struct module_state *state = paml_state_of_type(Py_TYPE(self));
         if (state == NULL) {
             return NULL;
@@ -205,8 +202,7 @@ paml_future_add_done_callback(FutureObj *self, PyObject *const *args, Py_ssize_t
                 0) {
             function = args[0];
             context = args[1];
-        }
-        else if (parse_unusual_add(args, nargs, kwnames, &function, &context) < 0) {
+        } else if (parse_unusual_add(args, nargs, kwnames, &function, &context) < 0) {
             return NULL;
         }
     }
@@ -262,12 +258,12 @@ serials_append(struct serials *serials, uint64_t serial)
     return 0;
 }
 
-/* Compares function with those in `rest` that are there now and still there when
-   their turn comes. */
+/* Compares function with those in `rest` whose serial is below `end`, and that are
+   still there when their turn comes. */
 static int
-find_equal(FutureObj *self, PyObject *function, struct serials *found)
+find_equal(FutureObj *self, PyObject *function, uint64_t end, struct serials *found)
 {
-    uint64_t serial = 0, end = self->next_serial;
+    uint64_t serial = 0;
     size_t i = 0;
 
     for (;;) {
@@ -315,8 +311,7 @@ remove_found(FutureObj *self, const struct serials *found)
         }
         if (next < found->count && found->items[next] == serial) {
             removed[count++] = callbacks->rest[i];
-        }
-        else {
+        } else {
             callbacks->rest[kept++] = callbacks->rest[i];
         }
     }
@@ -333,6 +328,7 @@ PyObject *
 paml_future_remove_done_callback(FutureObj *self, PyObject *function)
 {
     struct serials found = {NULL, 0, 0};
+    uint64_t end = self->next_serial; /* what is added meanwhile is not compared */
     Py_ssize_t removed = 0, removed_rest;
 
     if (future_ensure_alive(self) < 0) {
@@ -363,7 +359,7 @@ paml_future_remove_done_callback(FutureObj *self, PyObject *function)
         return PyLong_FromSsize_t(removed);
     }
     removed_rest =
-        find_equal(self, function, &found) < 0 ? -1 : remove_found(self, &found);
+        find_equal(self, function, end, &found) < 0 ? -1 : remove_found(self, &found);
     PyMem_Free(found.items);
     if (removed_rest < 0) {
         return NULL;

@@ -53,9 +53,8 @@ schedule_from(struct module_state *state, FutureObj *self,
 {
     for (; index <= taken->count; index++) {
         struct future_callback *callback = taken_at(taken, index);
-        if (callback != NULL &&
-            paml_future_call_soon(state, self, callback->function,
-                                  callback->context) < 0) {
+        if (callback != NULL && paml_future_call_soon(state, self, callback->function,
+                                                      callback->context) < 0) {
             return -1;
         }
     }
@@ -94,8 +93,7 @@ task_is_running(struct module_state *state, PyObject *loop)
         }
         task = PyDict_GetItemWithError(state->current_tasks, loop);
         running = task != NULL && task != Py_None;
-    }
-    else {
+    } else {
         PyObject *task = PyObject_CallOneArg(state->current_task, loop);
         running = task != Py_None;
         Py_XDECREF(task);
@@ -123,8 +121,8 @@ format_callback(struct module_state *state, PyObject *loop, PyObject *function,
     defaults = PyObject_GetAttrString(state->format_callback_source, "__kwdefaults__");
     if (defaults == NULL) {
         PyErr_Clear();
-    }
-    else if (PyDict_Check(defaults) && PyDict_GetItemString(defaults, "debug") != NULL) {
+    } else if (PyDict_Check(defaults) &&
+               PyDict_GetItemString(defaults, "debug") != NULL) {
         debug = PyObject_CallMethodNoArgs(loop, state->str_get_debug);
         kwargs = debug == NULL ? NULL : Py_BuildValue("{s:O}", "debug", debug);
         if (kwargs == NULL) {
@@ -187,8 +185,7 @@ report_callback_error(struct module_state *state, FutureObj *self,
         PyDict_SetItemString(report, "source_traceback", source) < 0) {
         goto done;
     }
-    answer =
-        PyObject_CallMethodOneArg(loop, state->str_call_exception_handler, report);
+    answer = PyObject_CallMethodOneArg(loop, state->str_call_exception_handler, report);
     err = answer == NULL ? -1 : 0;
 
 done:

@@ -6,8 +6,8 @@
 #include "future_internal.h"
 
 typedef struct {
-    PyObject_HEAD
-    FutureObj *future; /* NULL once it has returned, raised or been closed */
+    PyObject_HEAD FutureObj
+        *future; /* NULL once it has returned, raised or been closed */
 } FutureIterObj;
 
 PyObject *
@@ -118,8 +118,7 @@ instantiate_exception(PyObject *type, PyObject *value)
 
     if (value == NULL) {
         exception = PyObject_CallNoArgs(type);
-    }
-    else if (PyExceptionInstance_Check(value)) {
+    } else if (PyExceptionInstance_Check(value)) {
         int fits = PyObject_IsSubclass(PyExceptionInstance_Class(value), type);
         if (fits < 0) {
             return NULL;
@@ -129,11 +128,9 @@ instantiate_exception(PyObject *type, PyObject *value)
             return value;
         }
         exception = PyObject_CallOneArg(type, value);
-    }
-    else if (PyTuple_Check(value)) {
+    } else if (PyTuple_Check(value)) {
         exception = PyObject_CallObject(type, value);
-    }
-    else {
+    } else {
         exception = PyObject_CallOneArg(type, value);
     }
     if (exception != NULL && !PyExceptionInstance_Check(exception)) {
@@ -186,8 +183,7 @@ FutureIter_throw(FutureIterObj *self, PyObject *const *args, Py_ssize_t nargs)
             return NULL;
         }
         Py_XINCREF(traceback);
-    }
-    else if (PyExceptionInstance_Check(type)) {
+    } else if (PyExceptionInstance_Check(type)) {
         if (value != NULL) {
             PyErr_SetString(PyExc_TypeError,
                             "instance exception may not have a separate value");
@@ -197,12 +193,10 @@ FutureIter_throw(FutureIterObj *self, PyObject *const *args, Py_ssize_t nargs)
         exception = type;
         if (traceback == NULL) {
             traceback = PyException_GetTraceback(exception);
-        }
-        else {
+        } else {
             Py_INCREF(traceback);
         }
-    }
-    else {
+    } else {
         PyErr_SetString(PyExc_TypeError,
                         "exceptions must be classes deriving BaseException or "
                         "instances of such a class");
@@ -259,14 +253,10 @@ static PyMethodDef FutureIter_methods[] = {
 };
 
 static PyType_Slot FutureIter_slots[] = {
-    {Py_tp_dealloc, FutureIter_dealloc},
-    {Py_tp_traverse, FutureIter_traverse},
-    {Py_tp_clear, FutureIter_clear},
-    {Py_tp_iter, PyObject_SelfIter},
-    {Py_tp_iternext, FutureIter_iternext},
-    {Py_tp_methods, FutureIter_methods},
-    {Py_am_send, FutureIter_am_send},
-    {0, NULL},
+    {Py_tp_dealloc, FutureIter_dealloc},   {Py_tp_traverse, FutureIter_traverse},
+    {Py_tp_clear, FutureIter_clear},       {Py_tp_iter, PyObject_SelfIter},
+    {Py_tp_iternext, FutureIter_iternext}, {Py_tp_methods, FutureIter_methods},
+    {Py_am_send, FutureIter_am_send},      {0, NULL},
 };
 
 PyType_Spec paml_future_iter_spec = {

@@ -131,8 +131,7 @@ paml_future_convert(FutureObj *self)
     self->converting = 0;
     if (result != NULL) {
         self->result = result;
-    }
-    else {
+    } else {
         store_exception(self, paml_take_exception());
         self->log_tb = 1;
     }
@@ -305,8 +304,7 @@ paml_future_set_exception_method(FutureObj *self, PyObject *argument)
             raise_invalid_state(self, "invalid state");
             goto fail;
         }
-    }
-    else {
+    } else {
         Py_INCREF(argument);
         exception = argument;
     }
