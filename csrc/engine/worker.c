@@ -121,7 +121,11 @@ paml_worker_main(void *argument)
             paml_model_failed(model, &error);
         } else {
             if (worker_warm_up(worker, instance, &error) != PAML_OK) {
-                error.code = PAML_ERR_LOAD;
+                char message[PAML_MESSAGE_SIZE];
+                memcpy(message, error.message, sizeof(message));
+                paml_fail(&error, PAML_ERR_LOAD,
+                          "the warm-up run with the example inputs failed: %.900s",
+                          message);
                 paml_model_failed(model, &error);
             } else {
                 paml_model_opened(model);

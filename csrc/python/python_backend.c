@@ -106,6 +106,19 @@ take_exception(void)
     return exception;
 }
 
+/* For those who only read messages: a warm-up. GIL: held. */
+static void
+describe_exception(PyObject *exception, struct paml_error *err)
+{
+    PyObject *text = PyObject_Str(exception);
+    const char *utf8 = text != NULL ? PyUnicode_AsUTF8(text) : NULL;
+
+    paml_fail(err, PAML_ERR_PYTHON, "%s: %s", Py_TYPE(exception)->tp_name,
+              utf8 != NULL ? utf8 : "?");
+    PyErr_Clear();
+    Py_XDECREF(text);
+}
+
 /* GIL: held. */
 static PyObject *
 call_in_context(const struct paml_value *inputs)
@@ -138,9 +151,8 @@ python_run(void *instance, struct paml_run *run, struct paml_error *err)
     result = call_in_context(run->inputs);
     if (result == NULL) {
         result = take_exception();
+        describe_exception(result, err);
         code = PAML_ERR_PYTHON;
-        err->code = code;
-        err->message[0] = '\0';
     }
     output->kind = PAML_OBJECT;
     output->object = output->owner = result;

@@ -4,6 +4,7 @@
 #include "clock.h"
 #include "hub.h"
 #include "mailbox.h"
+#include "thread.h"
 
 void
 paml_request_borrow(struct paml_request *request, struct module_state *state)
@@ -154,7 +155,8 @@ paml_request_give_up(struct paml_request *request, int code)
     if (request->kind->given_up != NULL) {
         request->kind->given_up(request, code);
     }
-    if (request->kind->remove(request)) {
+    /* In a forked child the lock may be held by a worker that isn't there. */
+    if (!paml_threads_forked() && request->kind->remove(request)) {
         request_land(request);
         paml_request_free(request);
         return;
