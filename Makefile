@@ -19,6 +19,7 @@ NATIVE := $(shell find csrc -type f)
 FRAMEWORKS := $(VENV)/.frameworks
 INSTALLED := $(VENV)/.installed
 WERROR := build/werror/.built
+ENGINE_TESTS = $(MAKE) --no-print-directory -C tests/c PYTHON=$(CURDIR)/$(BIN)/python
 
 .PHONY: help install demo test bench lint sanitize clean
 
@@ -57,6 +58,7 @@ demo: $(INSTALLED)
 	@$(BIN)/python -m pyasyncml demo
 
 test: $(INSTALLED)
+	@$(ENGINE_TESTS) check
 	$(BIN)/python -m pytest
 	$(BIN)/python tests/run_on_pythons.py
 
@@ -78,10 +80,9 @@ $(WERROR): setup.py $(NATIVE) | $(INSTALLED)
 
 sanitize: $(INSTALLED)
 	$(BIN)/python tests/run_sanitized.py
-	$(MAKE) -C tests/c tsan
+	@$(ENGINE_TESTS) tsan asan
 
 clean:
-	@if [ -f tests/c/Makefile ]; then $(MAKE) -s -C tests/c clean; fi
 	rm -rf $(VENV) .venv-core build dist *.egg-info demo.png pyasyncml/_csrc \
 	    benchmarks/results benchmarks/native/build .mypy_cache .ruff_cache .pytest_cache
 	find pyasyncml -name '*.so' -delete

@@ -87,9 +87,9 @@ def torch_extensions() -> list[Extension]:
             TORCH,
             sources=[name for name in files if name.endswith(".cpp")],
             depends=[name for name in files if name.endswith(".h")],
-            # LibTorch keeps the type information that this check needs to itself.
+            # One command compiles and links. LibTorch keeps the type information that
+            # UBSan's vptr check needs to itself.
             extra_compile_args=[*option_flags(), "-fno-sanitize=vptr"],
-            extra_link_args=option_flags(),
         )
     ]
 
@@ -120,9 +120,7 @@ class build_ext(_build_ext):
             return
         output.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch_build.compile_backend(
-                torch, CSRC, output, ext.extra_compile_args, ext.extra_link_args
-            )
+            torch_build.compile_backend(torch, CSRC, output, ext.extra_compile_args)
         except torch_build.BuildError as error:
             sys.exit(str(error))
 

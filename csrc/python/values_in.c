@@ -79,7 +79,8 @@ release_managed_legacy(void *owner)
 
 struct buffer_loan {
     Py_buffer view;
-    int64_t strides[]; /* in elements */
+    /* Copied: of a bytearray's view they lie in the Py_buffer that was filled first. */
+    int64_t shape_and_strides[]; /* strides in elements */
 };
 
 static void
@@ -170,6 +171,7 @@ append_buffer(struct module_state *state, struct paml_request *request,
     struct buffer_loan *loan;
     Py_buffer view;
     DLDataType dtype;
+    int64_t *strides;
 
     if (PyObject_GetBuffer(object, &view, PyBUF_RECORDS_RO) < 0) {
         return refuse(PyExc_TypeError, name, "a %s lends no memory that is understood",
@@ -183,7 +185,7 @@ append_buffer(struct module_state *state, struct paml_request *request,
                view.format, view.itemsize);
         goto fail;
     }
-    loan = PyMem_Malloc(sizeof(*loan) + (size_t)view.ndim * sizeof(int64_t));
+    loan = PyMem_Malloc(sizeof(*loan) + 2 * (size_t)view.ndim * sizeof(int64_t));
     if (loan == NULL) {
         PyErr_NoMemory();
         goto fail;
@@ -194,16 +196,20 @@ append_buffer(struct module_state *state, struct paml_request *request,
         goto fail;
     }
     loan->view = view;
+    strides = loan->shape_and_strides + view.ndim;
+    for (int i = 0; i < view.ndim; i++) {
+        loan->shape_and_strides[i] = view.shape[i];
+    }
     value->kind = PAML_TENSOR;
     value->tensor = (DLTensor){.data = view.buf,
                                .device = {kDLCPU, 0},
                                .ndim = view.ndim,
                                .dtype = dtype,
-                               .shape = (int64_t *)view.shape};
+                               .shape = loan->shape_and_strides};
     if (!PyBuffer_IsContiguous(&view, 'C')) {
-        value->tensor.strides = loan->strides;
+        value->tensor.strides = strides;
         for (int i = 0; i < view.ndim; i++) {
-            loan->strides[i] = view.strides[i] / view.itemsize;
+            strides[i] = view.strides[i] / view.itemsize;
             if (view.strides[i] % view.itemsize != 0) {
                 PyMem_Free(loan);
                 value->kind = PAML_NONE;

@@ -155,13 +155,12 @@ def link_arguments(torch: Torch) -> list[str]:
 
 
 def compile_backend(
-    torch: Torch,
-    csrc: Path,
-    output: Path,
-    extra_compile: Sequence[str] = (),
-    extra_link: Sequence[str] = (),
+    torch: Torch, csrc: Path, output: Path, extra: Sequence[str] = ()
 ) -> None:
-    """Compile the module to `output`. Raises `BuildError`."""
+    """Compile and link the module to `output`. Raises `BuildError`.
+
+    `extra`: further options of the compiler.
+    """
     files = [path for path in sources(csrc) if path.suffix == ".cpp"]
     # Python.h wants to come before the system's headers.
     files.sort(key=lambda path: (path.name != "module.cpp", path.name))
@@ -169,10 +168,9 @@ def compile_backend(
     command = [
         *find_compiler(),
         *compile_arguments(torch, csrc.resolve()),
-        *extra_compile,
+        *extra,
         *("-x", "c++", "-", "-x", "none"),
         *link_arguments(torch),
-        *extra_link,
         *("-o", str(output)),
     ]
     done = subprocess.run(command, input=unit, capture_output=True, text=True)

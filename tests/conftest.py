@@ -1,0 +1,210 @@
+"""What the tests stand on: loops to run on, and the proof that nothing is left behind.
+
+A test whose body is a coroutine takes `run`, and so runs on every kind of loop:
+
+    def test_something(run):
+        async def main(): ...
+
+        run(main)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib.util
+import logging
+import os
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pyasyncml
+from pyasyncml import _core
+
+without_uvloop = pytest.mark.skipif(
+    importlib.util.find_spec("uvloop") is None, reason="uvloop is not installed"
+)
+KINDS_OF_LOOP = ["asyncio", pytest.param("uvloop", marks=without_uvloop)]
+
+#: How long workers may take to end once nobody needs them.
+PATIENCE = 5.0  # seconds
+
+
+def new_loop(kind: str) -> asyncio.AbstractEventLoop:
+    if kind == "uvloop":
+        return importlib.import_module("uvloop").new_event_loop()  # type: ignore[no-any-return]
+    return asyncio.new_event_loop()
+
+
+def run_on(
+    loop: asyncio.AbstractEventLoop, main: Callable[[], Coroutine[Any, Any, Any]]
+) -> Any:
+    """What `asyncio.run` does, on a loop that is given."""
+    try:
+        return loop.run_until_complete(main())
+    finally:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+
+
+@pytest.fixture(params=KINDS_OF_LOOP)
+def make_loop(
+    request: pytest.FixtureRequest,
+) -> Callable[[], asyncio.AbstractEventLoop]:
+    """Makes loops of one kind; the test closes them."""
+    return lambda: new_loop(request.param)
+
+
+@pytest.fixture(params=[*KINDS_OF_LOOP, "asyncio-debug"])
+def run(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Runs a coroutine function on a new loop: asyncio's, uvloop's, and in debug mode."""
+    kind, _, debug = request.param.partition("-")
+
+    def run(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        loop = new_loop(kind)
+        loop.set_debug(bool(debug))
+        return run_on(loop, main)
+
+    return run
+
+
+# --- nothing is left behind ---
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _what_stays() -> None:
+    """The workers of `call` live as long as the process. What exists by now is no test's,
+    and need not be looked through after each."""
+
+    async def begin() -> None:
+        await pyasyncml.call(int)
+
+    asyncio.run(begin())
+    gc.collect()
+    gc.freeze()
+
+
+def threads(*, only_ours: bool) -> set[str]:
+    found = set()
+    for path in Path("/proc/self/task").iterdir():
+        try:
+            name = (path / "comm").read_text().strip()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has just ended
+        if name == "pyasyncml" or not only_ours:
+            found.add(f"thread {path.name} ({name})")
+    return found
+
+
+def descriptors() -> set[str]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.add(f"descriptor {name} ({os.readlink(f'/proc/self/fd/{name}')})")
+        except FileNotFoundError:
+            pass  # of the listing itself
+    return found
+
+
+def objects() -> set[str]:
+    """Futures (a pending one may have a request in flight), hubs (of loops that weren't
+    closed), models (with workers): every object of a type made in C."""
+    return {
+        f"object {id(found):#x} ({found!r})"
+        for found in gc.get_objects()
+        if any(base.__module__ == _core.__name__ for base in type(found).__mro__)
+    }
+
+
+class Census:
+    """What exists at one moment of what a test must not leave behind."""
+
+    def __init__(self, only_our_threads: bool) -> None:
+        self.only_our_threads = only_our_threads
+        self.before = self.count()
+
+    def count(self) -> set[str]:
+        gc.collect()
+        found = threads(only_ours=self.only_our_threads)
+        return found | descriptors() | objects()
+
+    def left(self) -> set[str]:
+        """What has come since and doesn't go by itself."""
+
+        async def call_something() -> None:
+            # What was on its way to loops that are gone is freed by the next call.
+            await pyasyncml.call(int)
+
+        until = time.monotonic() + PATIENCE
+        while left := self.count() - self.before:
+            if time.monotonic() > until:
+                break
+            asyncio.run(call_something())
+            time.sleep(0.002)  # workers that are about to end need the processor
+        return left
+
+
+class Log(logging.Handler):
+    """What asyncio logs as an error: "never retrieved", "Task was destroyed", …"""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+
+@pytest.fixture
+def asyncio_log() -> Iterator[list[str]]:
+    """What asyncio logged as errors. A test that expects some takes it from here; what
+    it leaves fails it."""
+    log = Log()
+    logger = logging.getLogger("asyncio")
+    logger.addHandler(log)
+    yield log.lines
+    logger.removeHandler(log)
+
+
+failed = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Iterator[Any]:
+    report = yield
+    if call.excinfo is not None:
+        item.stash[failed] = True
+    return report
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing_behind(
+    request: pytest.FixtureRequest, asyncio_log: list[str]
+) -> Iterator[None]:
+    """Fails a test that leaves a request, a model, a loop, a thread or a descriptor, or
+    that made asyncio complain. (pytest itself fails it for warnings and for exceptions
+    that were ignored, those of the collection here included.)
+
+    Frameworks keep threads of their own: of a test that needs torch, only ours count.
+    """
+    uses_torch = request.node.get_closest_marker("torch") is not None
+    census = Census(only_our_threads=uses_torch)
+    yield
+    if request.node.stash.get(failed, False):
+        return  # its traceback keeps its objects alive
+    left = census.left()
+    if left:
+        pytest.fail("left behind: " + ", ".join(sorted(left)), pytrace=False)
+    if asyncio_log:
+        pytest.fail("asyncio logged: " + "\n".join(asyncio_log), pytrace=False)
