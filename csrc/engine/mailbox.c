@@ -58,8 +58,8 @@ paml_mailbox_silence(struct paml_mailbox *mailbox)
 }
 
 /* Thread: any. GIL: not needed. Locks: none. */
-void
-paml_mailbox_post(struct paml_mailbox *mailbox, struct paml_op *op)
+bool
+paml_mailbox_post_quietly(struct paml_mailbox *mailbox, struct paml_op *op)
 {
     struct paml_op *head;
 
@@ -74,9 +74,27 @@ paml_mailbox_post(struct paml_mailbox *mailbox, struct paml_op *op)
     } while (!atomic_compare_exchange_weak_explicit(
         &mailbox->head, &head, op, memory_order_release, memory_order_relaxed));
     if (head == NULL) {
-        paml_mailbox_ring(mailbox);
+        return true; /* the reference goes with the debt */
     }
     paml_mailbox_unref(mailbox);
+    return false;
+}
+
+/* Thread: any. GIL: not needed. Locks: none. */
+void
+paml_mailbox_pay(struct paml_mailbox *mailbox)
+{
+    paml_mailbox_ring(mailbox);
+    paml_mailbox_unref(mailbox);
+}
+
+/* Thread: any. GIL: not needed. Locks: none. */
+void
+paml_mailbox_post(struct paml_mailbox *mailbox, struct paml_op *op)
+{
+    if (paml_mailbox_post_quietly(mailbox, op)) {
+        paml_mailbox_pay(mailbox);
+    }
 }
 
 /* Thread: the owner's. GIL: any. Locks: none. */

@@ -10,9 +10,10 @@
  *     anything in the list   the eventfd is readable, or the owner sees to it that it
  * is
  *
- * Lifetime: one reference for the owner and one for each post under way, so that a
- * worker can still ring after the owner has already taken its op and gone. The eventfd
- * is closed with the last reference: never while somebody might write to its number.
+ * Lifetime: one reference for the owner and one for each post under way, its ring
+ * included, so that a worker can still ring after the owner has already taken its op
+ * and gone. The eventfd is closed with the last reference: never while somebody might
+ * write to its number.
  */
 #ifndef PAML_MAILBOX_H
 #define PAML_MAILBOX_H
@@ -33,6 +34,10 @@ struct paml_mailbox *paml_mailbox_new(void); /* NULL with errno set */
 void paml_mailbox_unref(struct paml_mailbox *mailbox);
 /* Gives the op away. */
 void paml_mailbox_post(struct paml_mailbox *mailbox, struct paml_op *op);
+/* The same, but leaves the ringing to the caller. True: it is owed, soon, by
+   paml_mailbox_pay(); nobody else will ring meanwhile. */
+bool paml_mailbox_post_quietly(struct paml_mailbox *mailbox, struct paml_op *op);
+void paml_mailbox_pay(struct paml_mailbox *mailbox);
 /* Everything posted so far, oldest first, linked by `next`. Leaves the mark: until
    paml_mailbox_rest() says yes, nobody rings. */
 struct paml_op *paml_mailbox_take(struct paml_mailbox *mailbox);

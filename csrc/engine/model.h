@@ -46,11 +46,20 @@ struct paml_model_options {
 
 struct paml_model;
 
+/* A ring that a worker owes a mailbox. Owner: the worker. */
+struct paml_debt {
+    struct paml_mailbox *mailbox; /* NULL: none */
+    int64_t since_ns;
+    int64_t usual_run_ns; /* the longest of late: falls slowly, rises at once */
+    size_t bytes;         /* of the last run's inputs */
+};
+
 struct paml_worker {
     struct paml_model *model;
     int index;
     DLDevice device;
     struct paml_patience patience;
+    struct paml_debt debt; /* worker.c */
     struct paml_worker_stats stats;
 };
 

@@ -237,21 +237,25 @@ paml_queue_let_go(struct paml_queue *queue)
     atomic_store_explicit(&queue->hold_until_ns, 0, memory_order_relaxed);
 }
 
-/* Lets a burst grow. Relaxed: the hold is advice, the inbox carries the ops.
+/* Relaxed: the hold is advice, the inbox carries the ops.
    Thread: worker. Locks: none. */
+static bool
+queue_is_held(struct paml_queue *queue)
+{
+    int64_t until = atomic_load_explicit(&queue->hold_until_ns, memory_order_relaxed);
+
+    return until != 0 && paml_now_ns() < until;
+}
+
+/* Lets a burst grow. Thread: worker. Locks: none. */
 static void
 queue_await_burst(struct paml_queue *queue)
 {
-    int64_t until, now;
-
-    while ((until = atomic_load_explicit(&queue->hold_until_ns,
-                                         memory_order_relaxed)) != 0 &&
-           (now = paml_now_ns()) < until) {
+    while (queue_is_held(queue)) {
         if (sched_getcpu() ==
             atomic_load_explicit(&queue->pusher_cpu, memory_order_relaxed)) {
-            struct timespec left = {0, until - now}; /* its processor is ours */
-            nanosleep(&left, NULL);
-            return;
+            sched_yield(); /* we are on its processor: it can't push meanwhile */
+            continue;
         }
         for (int i = 0; i < LOOK_EVERY; i++) {
             paml_cpu_relax();
@@ -283,47 +287,45 @@ queue_sleep(struct paml_queue *queue)
 
 /* Thread: worker. GIL: not held. Locks: takes `lock`. */
 struct paml_op *
-paml_queue_take(struct paml_queue *queue, struct paml_patience *patience)
+paml_queue_take(struct paml_queue *queue, bool *closed)
 {
-    int64_t dry_ns = 0, gap;
     struct paml_op *op;
-    bool closed, more;
+    bool more;
 
-    for (;;) {
-        if (atomic_load_explicit(&queue->listed, memory_order_relaxed) == 0) {
-            queue_await_burst(queue);
-        }
-        pthread_mutex_lock(&queue->lock);
-        closed = queue_sort_inbox(queue, NULL);
-        op = queue->first;
-        if (op != NULL) {
-            queue_unlink(queue, op);
-            paml_op_set_state(op, PAML_OP_CLAIMED);
-        }
-        more = queue->first != NULL;
-        pthread_mutex_unlock(&queue->lock);
-        if (op != NULL) {
-            if (more) {
-                queue_wake_one(queue);
-            }
-            if (dry_ns != 0) {
-                /* A long silence must not take long to unlearn. */
-                gap = paml_now_ns() - dry_ns;
-                gap = gap > 8 * patience->limit_ns ? 8 * patience->limit_ns : gap;
-                patience->usual_ns += (gap - patience->usual_ns) / 4;
-            }
-            return op;
-        }
-        if (closed) {
-            return NULL;
-        }
-        if (dry_ns == 0) {
-            dry_ns = paml_now_ns();
-        }
-        if (!queue_spin(queue, patience)) {
-            queue_sleep(queue);
-        }
+    *closed = false;
+    if (atomic_load_explicit(&queue->listed, memory_order_relaxed) == 0 &&
+        queue_is_held(queue)) {
+        return NULL;
     }
+    pthread_mutex_lock(&queue->lock);
+    *closed = queue_sort_inbox(queue, NULL);
+    op = queue->first;
+    if (op != NULL) {
+        queue_unlink(queue, op);
+        paml_op_set_state(op, PAML_OP_CLAIMED);
+    }
+    more = queue->first != NULL;
+    pthread_mutex_unlock(&queue->lock);
+    if (more) {
+        queue_wake_one(queue);
+    }
+    return op;
+}
+
+/* Thread: worker. GIL: not held. Locks: none. */
+void
+paml_queue_wait(struct paml_queue *queue, struct paml_patience *patience)
+{
+    int64_t dry_ns = paml_now_ns(), gap;
+
+    if (!queue_has_news(queue) && !queue_spin(queue, patience)) {
+        queue_sleep(queue);
+    }
+    queue_await_burst(queue);
+    /* A long silence must not take long to unlearn. */
+    gap = paml_now_ns() - dry_ns;
+    gap = gap > 8 * patience->limit_ns ? 8 * patience->limit_ns : gap;
+    patience->usual_ns += (gap - patience->usual_ns) / 4;
 }
 
 /* Thread: any. Locks: takes `lock`. */

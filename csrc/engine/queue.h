@@ -68,9 +68,12 @@ int paml_queue_push(struct paml_queue *queue, struct paml_op *op);
 void paml_queue_hold(struct paml_queue *queue, int64_t now_ns);
 void paml_queue_let_go(struct paml_queue *queue);
 
-/* The next op, CLAIMED; waits for one. NULL when closed and empty. */
-struct paml_op *paml_queue_take(struct paml_queue *queue,
-                                struct paml_patience *patience);
+/* The next op, CLAIMED, without waiting. NULL: there is none, or a burst is growing;
+   `*closed` then says whether there never will be. */
+struct paml_op *paml_queue_take(struct paml_queue *queue, bool *closed);
+
+/* Returns when a take may find something. */
+void paml_queue_wait(struct paml_queue *queue, struct paml_patience *patience);
 
 /* True: the op was WAITING and is the caller's again. False: a worker has it, or had.
  */

@@ -66,6 +66,57 @@ worker_warm_up(struct paml_worker *worker, void *instance, struct paml_error *er
     return code;
 }
 
+/* --- ringing ---
+
+   Waking a loop that sleeps costs more than many a run does, above all on a virtual
+   machine. A worker with a backlog of short runs therefore rings once for several
+   results. It pays before it waits for work, before a run that may be long (of late
+   they were, or the inputs are of another size), and DEBT_NS after the first result. */
+
+#define DEBT_NS 200000
+
+static void
+worker_pay(struct paml_worker *worker)
+{
+    struct paml_mailbox *mailbox = worker->debt.mailbox;
+
+    if (mailbox != NULL) {
+        worker->debt.mailbox = NULL;
+        paml_mailbox_pay(mailbox);
+    }
+}
+
+/* Before a run. Thread: worker. Locks: none. */
+static void
+worker_pay_if_late(struct paml_worker *worker, const struct paml_op *op, int64_t now_ns)
+{
+    struct paml_debt *debt = &worker->debt;
+
+    if (debt->mailbox != NULL &&
+        (now_ns + debt->usual_run_ns - debt->since_ns > DEBT_NS ||
+         op->bytes != debt->bytes)) {
+        worker_pay(worker);
+    }
+}
+
+/* After a run. Thread: worker. Locks: none. */
+static void
+worker_post(struct paml_worker *worker, struct paml_op *op, int64_t run_ns,
+            int64_t now_ns)
+{
+    struct paml_debt *debt = &worker->debt;
+    struct paml_mailbox *mailbox = op->mailbox;
+
+    debt->usual_run_ns -= debt->usual_run_ns / 16;
+    debt->usual_run_ns = run_ns > debt->usual_run_ns ? run_ns : debt->usual_run_ns;
+    debt->bytes = op->bytes;
+    if (paml_mailbox_post_quietly(mailbox, op)) {
+        worker_pay(worker); /* an older debt, of another loop or of an earlier rest */
+        debt->mailbox = mailbox;
+        debt->since_ns = now_ns;
+    }
+}
+
 /* Thread: worker. Locks: none. */
 static void
 worker_run(struct paml_worker *worker, void *instance, struct paml_op *op,
@@ -85,6 +136,7 @@ worker_run(struct paml_worker *worker, void *instance, struct paml_op *op,
         paml_mailbox_post(op->mailbox, op);
         return;
     }
+    worker_pay_if_late(worker, op, begun);
     atomic_store_explicit(&stats->running_since_ns, begun, memory_order_relaxed);
     if (worker->model->backend->run(instance, &run, error) != PAML_OK) {
         if (error->code != PAML_ERR_PYTHON) {
@@ -100,7 +152,29 @@ worker_run(struct paml_worker *worker, void *instance, struct paml_op *op,
     paml_count(&stats->busy_ns, (uint64_t)(ended - begun));
     paml_histogram_add(&stats->wait, begun - op->submitted_ns);
     paml_histogram_add(&stats->run, ended - begun);
-    paml_mailbox_post(op->mailbox, op);
+    worker_post(worker, op, ended - begun, ended);
+}
+
+/* Serves the queue until it is closed and empty. Thread: worker. Locks: the queue's. */
+static void
+worker_serve(struct paml_worker *worker, void *instance, struct paml_error *error)
+{
+    struct paml_queue *queue = &worker->model->queue;
+    struct paml_op *op;
+    bool closed = false;
+
+    while (!closed) {
+        op = paml_queue_take(queue, &closed);
+        if (op != NULL) {
+            worker_run(worker, instance, op, error);
+            closed = false;
+        } else {
+            worker_pay(worker);
+            if (!closed) {
+                paml_queue_wait(queue, &worker->patience);
+            }
+        }
+    }
 }
 
 /* Thread: worker, its whole life. GIL: never. */
@@ -112,7 +186,6 @@ paml_worker_main(void *argument)
     const struct paml_backend *backend = model->backend;
     struct paml_error error = {0};
     void *program, *instance = NULL;
-    struct paml_op *op;
 
     program = worker_program(worker);
     if (program != NULL) {
@@ -129,10 +202,7 @@ paml_worker_main(void *argument)
                 paml_model_failed(model, &error);
             } else {
                 paml_model_opened(model);
-                while ((op = paml_queue_take(&model->queue, &worker->patience)) !=
-                       NULL) {
-                    worker_run(worker, instance, op, &error);
-                }
+                worker_serve(worker, instance, &error);
             }
             backend->close(instance);
         }

@@ -188,9 +188,9 @@ a_mailbox_outlives_its_owner_while_somebody_posts(void)
 static struct paml_op *
 take_now(struct paml_queue *queue)
 {
-    struct paml_patience patience = {0, 0};
+    bool closed;
 
-    return paml_queue_take(queue, &patience);
+    return paml_queue_take(queue, &closed);
 }
 
 static void
