@@ -330,16 +330,30 @@ hub_new(struct module_state *state, PyObject *loop)
     return hub;
 }
 
-HubObj *
-paml_hub_of_running_loop(struct module_state *state)
+/* What asyncio keeps for the thread while a loop runs in it: an object of its own for
+   each run, by whose identity a hub can be known again. Borrowed; NULL where there is
+   none. asyncio.get_running_loop() makes a system call (getpid) before 3.12; from then
+   on it is as quick as this. */
+static PyObject *
+running_mark(struct module_state *state)
 {
-    PyObject *loop = PyObject_CallNoArgs(state->get_running_loop);
-    HubObj *hub;
+#if PY_VERSION_HEX < 0x030C0000
+    PyObject *dict = PyThreadState_GetDict(); /* borrowed */
 
-    if (loop == NULL) {
-        return NULL;
-    }
-    for (hub = state->hubs; hub != NULL && hub->loop != loop; hub = hub->next) {
+    return dict != NULL ? PyDict_GetItemWithError(dict, state->str_running_loop) : NULL;
+#else
+    (void)state;
+    return NULL;
+#endif
+}
+
+static HubObj *
+hub_of_loop(struct module_state *state, PyObject *loop)
+{
+    HubObj *hub = state->hubs, **link;
+
+    while (hub != NULL && hub->loop != loop) {
+        hub = hub->next;
     }
     if (hub == NULL) {
         paml_orphans_collect(state);
@@ -348,15 +362,35 @@ paml_hub_of_running_loop(struct module_state *state)
         Py_XDECREF(hub);
     } else if (hub != state->hubs) {
         /* Most recently used first. */
-        HubObj **link = &state->hubs;
-        while (*link != hub) {
-            link = &(*link)->next;
+        for (link = &state->hubs; *link != hub; link = &(*link)->next) {
         }
         *link = hub->next;
         hub->next = state->hubs;
         state->hubs = hub;
     }
+    return hub;
+}
+
+HubObj *
+paml_hub_of_running_loop(struct module_state *state)
+{
+    PyObject *mark = running_mark(state), *loop;
+    HubObj *hub = state->hubs;
+
+    if (mark != NULL && hub != NULL && hub->running_mark == mark) {
+        return hub;
+    }
+    loop = PyObject_CallNoArgs(state->get_running_loop);
+    if (loop == NULL) {
+        return NULL;
+    }
+    hub = hub_of_loop(state, loop);
     Py_DECREF(loop);
+    if (hub != NULL) {
+        /* Owned: its address can't come to mean another run. */
+        Py_XINCREF(mark);
+        Py_XSETREF(hub->running_mark, mark);
+    }
     return hub;
 }
 
@@ -414,6 +448,7 @@ Hub_traverse(HubObj *hub, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(hub));
     Py_VISIT(hub->loop);
+    Py_VISIT(hub->running_mark);
     for (struct paml_request *r = hub->in_flight; r != NULL; r = r->next) {
         Py_VISIT(r->future);
         Py_VISIT(r->owner);
@@ -437,6 +472,7 @@ Hub_clear(HubObj *hub)
         }
     }
     hub_abandon_all(hub);
+    Py_CLEAR(hub->running_mark);
     Py_CLEAR(hub->loop);
     return 0;
 }
@@ -485,5 +521,7 @@ paml_hub_exec(PyObject *module, struct module_state *state)
     state->str_expire = PyUnicode_InternFromString("expire");
     state->str_add_reader = PyUnicode_InternFromString("add_reader");
     state->str_call_later = PyUnicode_InternFromString("call_later");
+    state->str_running_loop =
+        PyUnicode_InternFromString("__asyncio_running_event_loop__");
     return PyErr_Occurred() ? -1 : 0;
 }

@@ -18,7 +18,8 @@
 typedef struct hub {
     PyObject_HEAD struct module_state *state;
     PyObject *loop;
-    struct hub *next; /* state->hubs */
+    PyObject *running_mark; /* of the loop's run that last came here, or NULL */
+    struct hub *next;       /* state->hubs */
     struct paml_mailbox *mailbox;
     struct paml_request *in_flight; /* doubly linked */
     /* Settled futures (owned) whose callbacks have yet to run. */

@@ -48,6 +48,7 @@ struct model_object;
     X(PyObject, str_expire)                                                            \
     X(PyObject, str_add_reader)                                                        \
     X(PyObject, str_call_later)                                                        \
+    X(PyObject, str_running_loop)                                                      \
     /* request.c */                                                                    \
     X(PyObject, InputError)                                                            \
     X(PyObject, BackendError)                                                          \
