@@ -18,6 +18,7 @@ them go.
 
 from __future__ import annotations
 
+from types import TracebackType
 from typing import Any
 
 from . import _core
@@ -30,6 +31,16 @@ class EchoModel(Model):
     """A `Model` whose runs can be held, delayed and made to fail."""
 
     _script: _core.EchoScript
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is not None:
+            self.release()  # a test that fails must not wait at its own gate
+        await super().__aexit__(exc_type, exc, traceback)
 
     def hold(self) -> None:
         """Runs from now on wait at a gate inside the backend."""

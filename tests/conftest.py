@@ -16,6 +16,7 @@ import importlib.util
 import logging
 import os
 import time
+import unittest
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 import pytest
 
 import pyasyncml
-from pyasyncml import _core
+from pyasyncml import _call, _core
 
 without_uvloop = pytest.mark.skipif(
     importlib.util.find_spec("uvloop") is None, reason="uvloop is not installed"
@@ -40,19 +41,25 @@ def new_loop(kind: str) -> asyncio.AbstractEventLoop:
     return asyncio.new_event_loop()
 
 
+async def finish() -> None:
+    """What `asyncio.run` does before it closes a loop."""
+    loop = asyncio.get_running_loop()
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+    await loop.shutdown_asyncgens()
+    await loop.shutdown_default_executor()
+
+
 def run_on(
     loop: asyncio.AbstractEventLoop, main: Callable[[], Coroutine[Any, Any, Any]]
 ) -> Any:
-    """What `asyncio.run` does, on a loop that is given."""
+    """`asyncio.run` on a loop that is given."""
     try:
         return loop.run_until_complete(main())
     finally:
-        left = asyncio.all_tasks(loop)
-        for task in left:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.run_until_complete(finish())
         loop.close()
 
 
@@ -82,15 +89,14 @@ def run(request: pytest.FixtureRequest) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _what_stays() -> None:
-    """The workers of `call` live as long as the process. What exists by now is no test's,
-    and need not be looked through after each."""
+    """The workers of `call` live as long as the process, and so does a pipe of uvloop's:
+    they are there before the first test."""
 
     async def begin() -> None:
         await pyasyncml.call(int)
 
-    asyncio.run(begin())
-    gc.collect()
-    gc.freeze()
+    for kind in ["asyncio"] + ["uvloop"] * bool(importlib.util.find_spec("uvloop")):
+        run_on(new_loop(kind), begin)
 
 
 def threads(*, only_ours: bool) -> set[str]:
@@ -117,25 +123,31 @@ def descriptors() -> set[str]:
 
 def objects() -> set[str]:
     """Futures (a pending one may have a request in flight), hubs (of loops that weren't
-    closed), models (with workers): every object of a type made in C."""
+    closed), models (with workers): what there is of the types made in C, unless frozen."""
+    gc.collect()
     return {
-        f"object {id(found):#x} ({found!r})"
+        f"{found!r}"
         for found in gc.get_objects()
         if any(base.__module__ == _core.__name__ for base in type(found).__mro__)
+        and found is not _call._pool
     }
 
 
 class Census:
-    """What exists at one moment of what a test must not leave behind."""
+    """What a test must not leave behind."""
 
-    def __init__(self, only_our_threads: bool) -> None:
+    def __init__(self, *, only_our_threads: bool, with_objects: bool) -> None:
         self.only_our_threads = only_our_threads
+        self.with_objects = with_objects
+        # What exists by now is no matter of this test's; and collecting gets quick.
+        gc.freeze()
         self.before = self.count()
 
     def count(self) -> set[str]:
-        gc.collect()
-        found = threads(only_ours=self.only_our_threads)
-        return found | descriptors() | objects()
+        return threads(only_ours=self.only_our_threads) | descriptors()
+
+    def more(self) -> set[str]:
+        return (self.count() - self.before) | (objects() if self.with_objects else set())
 
     def left(self) -> set[str]:
         """What has come since and doesn't go by itself."""
@@ -145,7 +157,7 @@ class Census:
             await pyasyncml.call(int)
 
         until = time.monotonic() + PATIENCE
-        while left := self.count() - self.before:
+        while left := self.more():
             if time.monotonic() > until:
                 break
             asyncio.run(call_something())
@@ -198,9 +210,12 @@ def _leaves_nothing_behind(
 
     Frameworks keep threads of their own: of a test that needs torch, only ours count.
     """
-    uses_torch = request.node.get_closest_marker("torch") is not None
-    census = Census(only_our_threads=uses_torch)
+    census = Census(
+        only_our_threads=request.node.get_closest_marker("torch") is not None,
+        with_objects=not isinstance(request.instance, unittest.TestCase),  # it lives on
+    )
     yield
+    request.node.funcargs.clear()  # what fixtures gave
     if request.node.stash.get(failed, False):
         return  # its traceback keeps its objects alive
     left = census.left()

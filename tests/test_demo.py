@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import os
 import subprocess
 import sys
@@ -37,15 +36,23 @@ def test_quick_demo_ends_well_with_a_table_and_a_plot(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["lag.png"]
 
 
-def test_demo_exits_with_one_where_the_net_has_not_learnt(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    plan = dataclasses.replace(run.QUICK, epochs=0, seconds_of_audio=2.0)
-    monkeypatch.setattr(run, "QUICK", plan)
-    assert demo.main(quick=True, plot=tmp_path / "lag.png") == 1
-    assert "below 0.95" in capsys.readouterr().out
+UNTRAINED = """
+import dataclasses, pathlib, sys
+from pyasyncml import demo
+from pyasyncml.demo import run
+
+run.QUICK = dataclasses.replace(run.QUICK, epochs=0, seconds_of_audio=2.0)
+sys.exit(demo.main(quick=True, plot=pathlib.Path("lag.png")))
+"""
+
+
+def test_demo_exits_with_one_where_the_net_has_not_learnt(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", UNTRAINED]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "below 0.95" in done.stdout
 
 
 def test_demo_names_what_is_not_installed(

@@ -284,14 +284,14 @@ Future_dealloc(FutureObj *self)
     }
     PyObject_GC_UnTrack(self);
     /* A chain of futures, each the result of the one before, may be long. */
-    Py_TRASHCAN_BEGIN(self, Future_dealloc) if (self->weakrefs != NULL)
-    {
+    Py_TRASHCAN_BEGIN(self, Future_dealloc);
+    if (self->weakrefs != NULL) {
         PyObject_ClearWeakRefs((PyObject *)self);
     }
     (void)Future_clear(self);
     type->tp_free((PyObject *)self);
     Py_DECREF(type);
-    Py_TRASHCAN_END
+    Py_TRASHCAN_END;
 }
 
 /* --- the type --- */

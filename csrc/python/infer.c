@@ -143,7 +143,8 @@ parse_keywords(struct module_state *state, struct paml_op *op, PyObject *kwnames
         PyObject *name = PyTuple_GET_ITEM(kwnames, i);
         if (name == state->str_timeout ||
             PyUnicode_Compare(name, state->str_timeout) == 0) {
-            if (parse_timeout(values[i], paml_now_ns(), &op->deadline_ns) < 0) {
+            op->submitted_ns = paml_now_ns(); /* a timeout counts from the call */
+            if (parse_timeout(values[i], op->submitted_ns, &op->deadline_ns) < 0) {
                 return -1;
             }
         } else if (name == state->str_priority ||

@@ -117,7 +117,9 @@ paml_request_launch(struct paml_request *request)
     }
     future->request = request;
     request->future = (FutureObj *)Py_NewRef(future);
-    request->op.submitted_ns = paml_now_ns();
+    if (request->op.submitted_ns == 0) {
+        request->op.submitted_ns = paml_now_ns();
+    }
     paml_hub_add(hub, request);
     return future;
 }

@@ -405,7 +405,8 @@ append_exchanged(struct module_state *state, struct paml_request *request,
 /* --- everything else --- */
 
 static int
-append_string(struct paml_request *request, PyObject *object, int kind)
+append_string(struct module_state *state, struct paml_request *request,
+              PyObject *object, int kind, const struct input_name *name)
 {
     struct paml_value *value;
     const char *data;
@@ -417,7 +418,7 @@ append_string(struct paml_request *request, PyObject *object, int kind)
     } else {
         data = PyUnicode_AsUTF8AndSize(object, &size);
         if (data == NULL) {
-            return -1;
+            return refuse(state->InputError, name, "the text can't be encoded");
         }
     }
     value = paml_request_input(request);
@@ -614,7 +615,7 @@ append(struct module_state *state, struct paml_request *request, PyObject *objec
         return append_number(state, request, object, kinds, name);
     case PAML_STRING:
     case PAML_BYTES:
-        return append_string(request, object, kind);
+        return append_string(state, request, object, kind, name);
     default:
         return append_items(state, request, object, name, census, depth);
     }
