@@ -215,9 +215,9 @@ def _leaves_nothing_behind(
         with_objects=not isinstance(request.instance, unittest.TestCase),  # it lives on
     )
     yield
-    request.node.funcargs.clear()  # what fixtures gave
     if request.node.stash.get(failed, False):
         return  # its traceback keeps its objects alive
+    request.node.funcargs.clear()  # what fixtures gave
     left = census.left()
     if left:
         pytest.fail("left behind: " + ", ".join(sorted(left)), pytrace=False)

@@ -18,7 +18,7 @@ def test_stats_count_what_became_of_every_request(run):
         queue = ml.Queue(max_rows=8, when_full="reject")
         async with await echo(queue=queue) as model:
             model.hold()
-            model.infer(np.zeros(100))
+            first = model.infer(np.zeros(100))
             await model.begun(1)
             cancelled = [model.infer(1.0) for _ in range(2)]
             expired = [model.infer(1.0, timeout=0.01) for _ in range(3)]
@@ -34,7 +34,9 @@ def test_stats_count_what_became_of_every_request(run):
             await asyncio.wait(expired)
             model.fail(1)
             model.release()
-            await asyncio.gather(*served, *expired, rejected, return_exceptions=True)
+            await asyncio.gather(
+                first, *served, *expired, rejected, return_exceptions=True
+            )
             stats = model.stats()
             assert stats.submitted == 9
             assert stats.completed + stats.failed == 4
@@ -49,8 +51,9 @@ def test_request_that_expires_is_counted_once_whoever_notices(run):
         async with await echo() as model:
             for _ in range(20):
                 model.hold()
+                begun = model.begun(model.runs + 1)
                 first = model.infer(0)
-                await model.begun(model.runs + 1)
+                await begun
                 late = [model.infer(n, timeout=0.001) for n in range(20)]
                 time.sleep(0.001)  # the worker and the loop notice at one moment
                 model.release()
@@ -91,6 +94,9 @@ def test_each_instance_tells_how_busy_it_was(run):
 
 
 def test_health_tells_for_how_long_work_runs_and_waits(run):
+    """Also when every worker hangs: what came since was in no list yet, and its wait
+    was told as 0."""
+
     async def main():
         async with await echo(instances=2) as model:
             assert model.health() == ml.Health("ready", "", 2, 2, 0.0, 0.0)
@@ -98,9 +104,7 @@ def test_health_tells_for_how_long_work_runs_and_waits(run):
             model.hold()
             futures = [model.infer(n) for n in range(2)]
             await model.begun(2)
-            futures += [model.infer(n) for n in range(2)]
-            # Cancelling one sorts the inbox into the list that health() looks at.
-            futures.pop().cancel()
+            futures.append(model.infer(2))
             time.sleep(0.01)  # an age to be measured
             health = model.health()
             assert 0.01 <= health.longest_run < 5
@@ -109,21 +113,6 @@ def test_health_tells_for_how_long_work_runs_and_waits(run):
             model.release()
             await asyncio.gather(*futures)
             assert model.health().longest_run == 0.0
-
-    run(main)
-
-
-def test_oldest_wait_counts_what_came_after_the_workers_last_looked(run):
-    async def main():
-        async with await echo() as model:
-            model.hold()
-            running = model.infer(0)
-            await model.begun(1)
-            waiting = model.infer(1)
-            time.sleep(0.01)  # an age to be measured
-            assert model.health().oldest_wait >= 0.01
-            model.release()
-            await asyncio.gather(running, waiting)
 
     run(main)
 

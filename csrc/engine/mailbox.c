@@ -3,6 +3,8 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/timerfd.h>
+#include <time.h>
 #include <unistd.h>
 
 /* The end of a list whose owner is awake: no op lives at this address. */
@@ -19,10 +21,20 @@ paml_mailbox_new(void)
         return NULL;
     }
     mailbox->fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    if (mailbox->fd < 0) {
+    mailbox->alarm_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+    if (mailbox->fd < 0 || mailbox->alarm_fd < 0) {
+        int error = errno;
+        if (mailbox->fd >= 0) {
+            close(mailbox->fd);
+        }
+        if (mailbox->alarm_fd >= 0) {
+            close(mailbox->alarm_fd);
+        }
         free(mailbox);
+        errno = error;
         return NULL;
     }
+    atomic_init(&mailbox->alarmed, false);
     atomic_init(&mailbox->head, NULL);
     atomic_init(&mailbox->refs, 1);
     return mailbox;
@@ -34,8 +46,19 @@ paml_mailbox_unref(struct paml_mailbox *mailbox)
     /* acq_rel: what every other holder did to the mailbox happens before the close. */
     if (atomic_fetch_sub_explicit(&mailbox->refs, 1, memory_order_acq_rel) == 1) {
         close(mailbox->fd);
+        close(mailbox->alarm_fd);
         free(mailbox);
     }
+}
+
+/* Goes off once, after so long; 0: not. */
+static void
+alarm_set(struct paml_mailbox *mailbox, int64_t after_ns)
+{
+    struct itimerspec when = {
+        .it_value = {after_ns / 1000000000, after_ns % 1000000000}};
+
+    timerfd_settime(mailbox->alarm_fd, 0, &when, NULL);
 }
 
 void
@@ -55,6 +78,18 @@ paml_mailbox_silence(struct paml_mailbox *mailbox)
 
     while (read(mailbox->fd, &count, sizeof(count)) < 0 && errno == EINTR) {
     }
+    /* An alarm whose flag isn't seen yet goes on ringing until it is. */
+    if (atomic_exchange_explicit(&mailbox->alarmed, false, memory_order_acq_rel)) {
+        alarm_set(mailbox, 0); /* also forgets one that went off */
+    }
+}
+
+/* Thread: any with a debt. GIL: not needed. Locks: none. */
+void
+paml_mailbox_set_alarm(struct paml_mailbox *mailbox, int64_t after_ns)
+{
+    alarm_set(mailbox, after_ns);
+    atomic_store_explicit(&mailbox->alarmed, true, memory_order_release);
 }
 
 /* Thread: any. GIL: not needed. Locks: none. */
@@ -85,6 +120,12 @@ void
 paml_mailbox_pay(struct paml_mailbox *mailbox)
 {
     paml_mailbox_ring(mailbox);
+    paml_mailbox_unref(mailbox);
+}
+
+void
+paml_mailbox_forgive(struct paml_mailbox *mailbox)
+{
     paml_mailbox_unref(mailbox);
 }
 

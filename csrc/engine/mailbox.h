@@ -10,10 +10,14 @@
  *     anything in the list   the eventfd is readable, or the owner sees to it that it
  * is
  *
+ * A worker that has more work may owe the ring for a while. The kernel sees to it that
+ * it comes all the same: the debtor sets an alarm, which wakes the owner however long
+ * the debtor's next run takes.
+ *
  * Lifetime: one reference for the owner and one for each post under way, its ring
  * included, so that a worker can still ring after the owner has already taken its op
- * and gone. The eventfd is closed with the last reference: never while somebody might
- * write to its number.
+ * and gone. The descriptors are closed with the last reference: never while somebody
+ * might write to their numbers.
  */
 #ifndef PAML_MAILBOX_H
 #define PAML_MAILBOX_H
@@ -27,17 +31,22 @@ struct paml_mailbox {
     _Alignas(64) _Atomic(struct paml_op *)
         head; /* newest first; ends with NULL or the mark */
     _Alignas(64) atomic_int refs;
-    int fd;
+    atomic_bool alarmed; /* set after the alarm is, taken back by the owner */
+    int fd;              /* the eventfd */
+    int alarm_fd;        /* a timerfd: the bell of debtors that are busy */
 };
 
 struct paml_mailbox *paml_mailbox_new(void); /* NULL with errno set */
 void paml_mailbox_unref(struct paml_mailbox *mailbox);
 /* Gives the op away. */
 void paml_mailbox_post(struct paml_mailbox *mailbox, struct paml_op *op);
-/* The same, but leaves the ringing to the caller. True: it is owed, soon, by
-   paml_mailbox_pay(); nobody else will ring meanwhile. */
+/* The same, but leaves the ringing to the caller. True: a ring is owed, and nobody else
+   will ring meanwhile: pay it now, or set the alarm and pay it later. */
 bool paml_mailbox_post_quietly(struct paml_mailbox *mailbox, struct paml_op *op);
+void paml_mailbox_set_alarm(struct paml_mailbox *mailbox, int64_t after_ns);
 void paml_mailbox_pay(struct paml_mailbox *mailbox);
+/* The alarm rang instead: drops what the debt held. */
+void paml_mailbox_forgive(struct paml_mailbox *mailbox);
 /* Everything posted so far, oldest first, linked by `next`. Leaves the mark: until
    paml_mailbox_rest() says yes, nobody rings. */
 struct paml_op *paml_mailbox_take(struct paml_mailbox *mailbox);
@@ -45,7 +54,7 @@ struct paml_op *paml_mailbox_take(struct paml_mailbox *mailbox);
    again (or ring, and leave). Silence the eventfd before, not after. */
 bool paml_mailbox_rest(struct paml_mailbox *mailbox);
 void paml_mailbox_ring(struct paml_mailbox *mailbox);
-/* Makes the eventfd unreadable until the next ring. */
+/* Makes both descriptors unreadable until the next ring. */
 void paml_mailbox_silence(struct paml_mailbox *mailbox);
 
 #endif

@@ -71,6 +71,21 @@ paml_model_unref(struct paml_model *model)
     }
 }
 
+/* Answers ops linked by `next` with one code. */
+static void
+answer_all(struct paml_op *ops, int code, const char *message)
+{
+    struct paml_op *op;
+
+    while ((op = ops) != NULL) {
+        ops = op->next;
+        if (code != PAML_OK) {
+            paml_op_fail(op, code, message);
+        }
+        paml_mailbox_post(op->mailbox, op);
+    }
+}
+
 /* Thread: any. GIL: any. Locks: takes the model's. */
 void
 paml_model_start(struct paml_model *model, struct paml_op *op)
@@ -79,10 +94,18 @@ paml_model_start(struct paml_model *model, struct paml_op *op)
     int status = 0, started = 0;
 
     pthread_mutex_lock(&model->lock);
-    model->status = PAML_STATUS_LOADING;
-    model->opening = op;
-    model->live = model->n_workers;
+    if (model->status == PAML_STATUS_NEW) {
+        model->status = PAML_STATUS_LOADING;
+        model->opening = op;
+        model->live = model->n_workers;
+        op = NULL;
+    }
+    status = model->status;
     pthread_mutex_unlock(&model->lock);
+    if (status != PAML_STATUS_LOADING) {
+        answer_all(op, PAML_ERR_CLOSED, "the model was started or closed before");
+        return;
+    }
     for (; started < model->n_workers; started++) {
         atomic_fetch_add_explicit(&model->refs, 1, memory_order_relaxed);
         status =
@@ -130,21 +153,6 @@ paml_model_opened(struct paml_model *model)
     }
     pthread_mutex_unlock(&model->lock);
     if (op != NULL) {
-        paml_mailbox_post(op->mailbox, op);
-    }
-}
-
-/* Answers ops linked by `next` with one code. */
-static void
-answer_all(struct paml_op *ops, int code, const char *message)
-{
-    struct paml_op *op;
-
-    while ((op = ops) != NULL) {
-        ops = op->next;
-        if (code != PAML_OK) {
-            paml_op_fail(op, code, message);
-        }
         paml_mailbox_post(op->mailbox, op);
     }
 }
@@ -224,7 +232,7 @@ paml_model_submit(struct paml_model *model, struct paml_op *op)
 void
 paml_model_close(struct paml_model *model, bool drain, struct paml_op *op)
 {
-    bool gone;
+    bool gone, never = false;
 
     paml_queue_close(&model->queue);
     if (!drain) {
@@ -233,8 +241,8 @@ paml_model_close(struct paml_model *model, bool drain, struct paml_op *op)
     }
     pthread_mutex_lock(&model->lock);
     if (model->status == PAML_STATUS_NEW) {
-        model->status = PAML_STATUS_CLOSED;
-        model->ended = true;
+        model->status = PAML_STATUS_CLOSED; /* no worker will look at the queue */
+        model->ended = never = true;
     } else if (model->status == PAML_STATUS_LOADING ||
                model->status == PAML_STATUS_READY) {
         model->status = PAML_STATUS_CLOSING;
@@ -247,6 +255,10 @@ paml_model_close(struct paml_model *model, bool drain, struct paml_op *op)
     /* A worker that waits for the program gives up. */
     pthread_cond_broadcast(&model->loaded);
     pthread_mutex_unlock(&model->lock);
+    if (never) {
+        answer_all(paml_queue_empty(&model->queue), PAML_ERR_CLOSED,
+                   "the model was closed before it was started");
+    }
     if (gone && op != NULL) {
         paml_mailbox_post(op->mailbox, op);
     }
@@ -265,4 +277,26 @@ paml_model_status(struct paml_model *model, struct paml_error *error)
     }
     pthread_mutex_unlock(&model->lock);
     return status;
+}
+
+/* Thread: any. Locks: takes the model's. */
+const struct paml_entry *
+paml_model_pin(struct paml_model *model)
+{
+    const struct paml_entry *entry = NULL;
+
+    pthread_mutex_lock(&model->lock);
+    if (model->live > 0) {
+        entry = model->entry;
+        model->live += entry != NULL;
+    }
+    pthread_mutex_unlock(&model->lock);
+    return entry;
+}
+
+/* Thread: any. Locks: as paml_model_left. */
+void
+paml_model_unpin(struct paml_model *model)
+{
+    paml_model_left(model, 1, false);
 }

@@ -50,8 +50,7 @@ struct paml_model;
 struct paml_debt {
     struct paml_mailbox *mailbox; /* NULL: none */
     int64_t since_ns;
-    int64_t usual_run_ns; /* the longest of late: falls slowly, rises at once */
-    size_t bytes;         /* of the last run's inputs */
+    int64_t usual_run_ns; /* moving average */
 };
 
 struct paml_worker {
@@ -81,7 +80,7 @@ struct paml_model {
     void *program;
     const struct paml_entry *entry; /* valid from READY on, while a worker lives */
     struct paml_error error;        /* of a FAILED model */
-    int live;                       /* workers that haven't left */
+    int live;                       /* workers that haven't left, and pins */
     int opened;                     /* instances that are warm */
     bool ended;                     /* unloaded; no worker will touch it again */
     struct paml_op *opening;        /* answered when READY, or when all have left */
@@ -105,6 +104,11 @@ int paml_model_submit(struct paml_model *model, struct paml_op *op);
 /* Stops accepting. `drain`: what waits is served, else it is answered with
    PAML_ERR_CLOSED. `op` (may be NULL) is answered when the last worker has left. */
 void paml_model_close(struct paml_model *model, bool drain, struct paml_op *op);
+
+/* The program's description, and with it the program, kept until the unpin; NULL where
+   there is none (yet, or any more): nothing to unpin then. */
+const struct paml_entry *paml_model_pin(struct paml_model *model);
+void paml_model_unpin(struct paml_model *model);
 
 enum paml_status paml_model_status(struct paml_model *model, struct paml_error *error);
 

@@ -168,13 +168,13 @@ queue_sort_inbox(struct paml_queue *queue, struct paml_op *left)
         oldest = next;
         count++;
     }
-    atomic_fetch_add_explicit(&queue->listed, count, memory_order_relaxed);
+    atomic_fetch_add_explicit(&queue->listed, count, memory_order_seq_cst);
     return left == INBOX_CLOSED;
 }
 
 /* Thread: worker. Locks: none. Whether a look under the lock would find something. */
-static bool
-queue_has_news(struct paml_queue *queue)
+bool
+paml_queue_has_news(struct paml_queue *queue)
 {
     return atomic_load_explicit(&queue->inbox, memory_order_seq_cst) != NULL ||
            atomic_load_explicit(&queue->listed, memory_order_seq_cst) > 0;
@@ -208,13 +208,13 @@ queue_spin(struct paml_queue *queue, const struct paml_patience *patience)
             for (int i = 0; i < LOOK_EVERY; i++) {
                 paml_cpu_relax();
             }
-            news = queue_has_news(queue);
+            news = paml_queue_has_news(queue);
             /* Whoever pushes can't while we spin on its processor. */
             shared = sched_getcpu() ==
                      atomic_load_explicit(&queue->pusher_cpu, memory_order_relaxed);
         } while (!news && !shared && paml_now_ns() < until);
         atomic_fetch_sub_explicit(&queue->spinners, 1, memory_order_seq_cst);
-        news = news || queue_has_news(queue);
+        news = news || paml_queue_has_news(queue);
     }
     atomic_fetch_sub_explicit(&spinning, 1, memory_order_relaxed);
     return news;
@@ -263,14 +263,19 @@ queue_await_burst(struct paml_queue *queue)
     }
 }
 
-/* Thread: worker. Locks: none. */
+/* Thread: worker. Locks: takes `lock`. */
 static void
 queue_sleep(struct paml_queue *queue)
 {
     int sleepers;
+    bool news;
 
     atomic_fetch_add_explicit(&queue->sleepers, 1, memory_order_seq_cst);
-    if (queue_has_news(queue)) {
+    /* Under the lock, so that no op is just then between inbox and list. */
+    pthread_mutex_lock(&queue->lock);
+    news = paml_queue_has_news(queue);
+    pthread_mutex_unlock(&queue->lock);
+    if (news) {
         /* Count out again, unless somebody already owes us a post. */
         sleepers = atomic_load_explicit(&queue->sleepers, memory_order_seq_cst);
         while (sleepers > 0) {
@@ -318,7 +323,7 @@ paml_queue_wait(struct paml_queue *queue, struct paml_patience *patience)
 {
     int64_t dry_ns = paml_now_ns(), gap;
 
-    if (!queue_has_news(queue) && !queue_spin(queue, patience)) {
+    if (!paml_queue_has_news(queue) && !queue_spin(queue, patience)) {
         queue_sleep(queue);
     }
     queue_await_burst(queue);
@@ -343,6 +348,21 @@ paml_queue_remove(struct paml_queue *queue, struct paml_op *op)
     }
     pthread_mutex_unlock(&queue->lock);
     return waiting;
+}
+
+/* Thread: any. Locks: takes `lock`. */
+int64_t
+paml_queue_oldest(struct paml_queue *queue)
+{
+    int64_t oldest = INT64_MAX;
+
+    pthread_mutex_lock(&queue->lock);
+    queue_sort_inbox(queue, NULL);
+    for (const struct paml_op *op = queue->first; op != NULL; op = op->next) {
+        oldest = op->submitted_ns < oldest ? op->submitted_ns : oldest;
+    }
+    pthread_mutex_unlock(&queue->lock);
+    return oldest;
 }
 
 /* Thread: any. Locks: takes `lock`. */

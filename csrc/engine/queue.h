@@ -72,12 +72,18 @@ void paml_queue_let_go(struct paml_queue *queue);
    `*closed` then says whether there never will be. */
 struct paml_op *paml_queue_take(struct paml_queue *queue, bool *closed);
 
+/* Whether a take would find something, or the end. */
+bool paml_queue_has_news(struct paml_queue *queue);
+
 /* Returns when a take may find something. */
 void paml_queue_wait(struct paml_queue *queue, struct paml_patience *patience);
 
 /* True: the op was WAITING and is the caller's again. False: a worker has it, or had.
  */
 bool paml_queue_remove(struct paml_queue *queue, struct paml_op *op);
+
+/* When the op that waits for longest was submitted; INT64_MAX where none waits. */
+int64_t paml_queue_oldest(struct paml_queue *queue);
 
 /* No more pushes; workers end once the list is empty. Idempotent. */
 void paml_queue_close(struct paml_queue *queue);

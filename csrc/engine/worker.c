@@ -69,33 +69,26 @@ worker_warm_up(struct paml_worker *worker, void *instance, struct paml_error *er
 /* --- ringing ---
 
    Waking a loop that sleeps costs more than many a run does, above all on a virtual
-   machine. A worker with a backlog of short runs therefore rings once for several
-   results. It pays before it waits for work, before a run that may be long (of late
-   they were, or the inputs are of another size), and DEBT_NS after the first result. */
+   machine. A worker with more work waiting and short runs of late therefore owes the
+   ring: it comes from the mailbox's alarm DEBT_NS later, whatever the worker is at
+   then, or from the worker when its work runs out before that. */
 
 #define DEBT_NS 200000
 
 static void
 worker_pay(struct paml_worker *worker)
 {
-    struct paml_mailbox *mailbox = worker->debt.mailbox;
-
-    if (mailbox != NULL) {
-        worker->debt.mailbox = NULL;
-        paml_mailbox_pay(mailbox);
-    }
-}
-
-/* Before a run. Thread: worker. Locks: none. */
-static void
-worker_pay_if_late(struct paml_worker *worker, const struct paml_op *op, int64_t now_ns)
-{
     struct paml_debt *debt = &worker->debt;
+    struct paml_mailbox *mailbox = debt->mailbox;
 
-    if (debt->mailbox != NULL &&
-        (now_ns + debt->usual_run_ns - debt->since_ns > DEBT_NS ||
-         op->bytes != debt->bytes)) {
-        worker_pay(worker);
+    debt->mailbox = NULL;
+    if (mailbox == NULL) {
+        return;
+    }
+    if (paml_now_ns() - debt->since_ns < DEBT_NS) {
+        paml_mailbox_pay(mailbox);
+    } else {
+        paml_mailbox_forgive(mailbox);
     }
 }
 
@@ -107,13 +100,18 @@ worker_post(struct paml_worker *worker, struct paml_op *op, int64_t run_ns,
     struct paml_debt *debt = &worker->debt;
     struct paml_mailbox *mailbox = op->mailbox;
 
-    debt->usual_run_ns -= debt->usual_run_ns / 16;
-    debt->usual_run_ns = run_ns > debt->usual_run_ns ? run_ns : debt->usual_run_ns;
-    debt->bytes = op->bytes;
-    if (paml_mailbox_post_quietly(mailbox, op)) {
-        worker_pay(worker); /* an older debt, of another loop or of an earlier rest */
+    debt->usual_run_ns += (run_ns - debt->usual_run_ns) / 8;
+    if (!paml_mailbox_post_quietly(mailbox, op)) {
+        return;
+    }
+    worker_pay(worker); /* an older debt: of another loop, or the alarm took it */
+    if (debt->usual_run_ns < DEBT_NS / 4 && run_ns < DEBT_NS / 4 &&
+        paml_queue_has_news(&worker->model->queue)) {
+        paml_mailbox_set_alarm(mailbox, DEBT_NS);
         debt->mailbox = mailbox;
         debt->since_ns = now_ns;
+    } else {
+        paml_mailbox_pay(mailbox);
     }
 }
 
@@ -136,7 +134,6 @@ worker_run(struct paml_worker *worker, void *instance, struct paml_op *op,
         paml_mailbox_post(op->mailbox, op);
         return;
     }
-    worker_pay_if_late(worker, op, begun);
     atomic_store_explicit(&stats->running_since_ns, begun, memory_order_relaxed);
     if (worker->model->backend->run(instance, &run, error) != PAML_OK) {
         if (error->code != PAML_ERR_PYTHON) {

@@ -1,6 +1,6 @@
 /* Deadlines: a binary heap of requests and one timer on the loop.
  *
- * The timer is never cancelled: one that fires too early finds nothing due and sets
+ * A timer is never cancelled: one that fires too early finds nothing due and sets
  * the next. So a burst of requests with one timeout= costs one timer.
  *
  * Thread: the loop's, GIL held.
@@ -53,6 +53,28 @@ heap_down(HubObj *hub, size_t index)
     heap_put(hub, index, request);
 }
 
+/* Timers are never cancelled, so each that is set is earlier than all that are
+   outstanding: these form a stack, of which the top is the next to fire. */
+static int
+push_timer(HubObj *hub, int64_t deadline_ns)
+{
+    size_t capacity;
+    int64_t *timers;
+
+    if (hub->n_timers == hub->timers_capacity) {
+        capacity = hub->timers_capacity > 0 ? 2 * hub->timers_capacity : 8;
+        timers = PyMem_Realloc(hub->timers, capacity * sizeof(*timers));
+        if (timers == NULL) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        hub->timers = timers;
+        hub->timers_capacity = capacity;
+    }
+    hub->timers[hub->n_timers++] = deadline_ns;
+    return 0;
+}
+
 static int
 set_timer(HubObj *hub, int64_t deadline_ns)
 {
@@ -60,23 +82,22 @@ set_timer(HubObj *hub, int64_t deadline_ns)
     int64_t left_ns = deadline_ns - paml_now_ns();
     PyObject *delay, *expire, *timer = NULL;
 
-    if (hub->timer_ns <= deadline_ns) {
+    if (hub->n_timers > 0 && hub->timers[hub->n_timers - 1] <= deadline_ns) {
         return 0;
     }
     delay = PyFloat_FromDouble(left_ns > 0 ? (double)left_ns / PAML_SECOND : 0.0);
     expire = PyObject_GetAttr((PyObject *)hub, state->str_expire);
-    if (delay != NULL && expire != NULL) {
+    if (delay != NULL && expire != NULL && push_timer(hub, deadline_ns) == 0) {
         timer = PyObject_CallMethodObjArgs(hub->loop, state->str_call_later, delay,
                                            expire, NULL);
+        if (timer == NULL) {
+            hub->n_timers--;
+        }
     }
     Py_XDECREF(delay);
     Py_XDECREF(expire);
-    if (timer == NULL) {
-        return -1;
-    }
-    Py_DECREF(timer);
-    hub->timer_ns = deadline_ns;
-    return 0;
+    Py_XDECREF(timer);
+    return timer != NULL ? 0 : -1;
 }
 
 int
@@ -85,6 +106,10 @@ paml_deadline_add(HubObj *hub, struct paml_request *request)
     struct paml_request **heap;
     size_t capacity;
 
+    /* First: it runs Python code, which may come back here. */
+    if (set_timer(hub, request->op.deadline_ns) < 0) {
+        return -1;
+    }
     if (hub->heap_size == hub->heap_capacity) {
         capacity = hub->heap_capacity > 0 ? 2 * hub->heap_capacity : 64;
         heap = PyMem_Realloc(hub->heap, capacity * sizeof(struct paml_request *));
@@ -94,9 +119,6 @@ paml_deadline_add(HubObj *hub, struct paml_request *request)
         }
         hub->heap = heap;
         hub->heap_capacity = capacity;
-    }
-    if (set_timer(hub, request->op.deadline_ns) < 0) {
-        return -1;
     }
     hub->heap[hub->heap_size] = request;
     heap_up(hub, hub->heap_size++);
@@ -121,17 +143,21 @@ paml_deadline_remove(HubObj *hub, struct paml_request *request)
     }
 }
 
-/* Settles the future with DeadlineExceeded, and gives the work up. */
+/* Settles the future with DeadlineExceeded, and gives the work up: first that, since
+   making the exception may run anything, even cancel this future. */
 static void
 expire_one(HubObj *hub, struct paml_request *request)
 {
     FutureObj *future = (FutureObj *)Py_NewRef(request->future);
+    struct module_state *state = hub->state;
+    int64_t timeout_ns = request->timeout_ns;
     PyObject *exception;
 
-    request->op.code = PAML_ERR_DEADLINE;
-    exception = paml_request_error(request);
     paml_request_give_up(request, PAML_ERR_DEADLINE);
-    paml_future_settle_exception(future, exception);
+    exception = paml_deadline_error(state, timeout_ns);
+    if (future->status == FUTURE_PENDING) {
+        paml_future_settle_exception(future, exception);
+    }
     Py_DECREF(exception);
     paml_hub_ready(hub, future);
 }
@@ -141,7 +167,7 @@ paml_deadlines_expire(HubObj *hub)
 {
     int64_t now = paml_now_ns();
 
-    hub->timer_ns = INT64_MAX;
+    hub->n_timers -= hub->n_timers > 0;
     while (hub->heap_size > 0 && deadline_at(hub, 0) <= now) {
         expire_one(hub, hub->heap[0]);
     }

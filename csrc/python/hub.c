@@ -19,29 +19,25 @@ struct orphan {
 void
 paml_orphans_collect(struct module_state *state)
 {
-    struct orphan **link = &state->orphans, *orphan;
-    struct paml_op *op;
+    struct orphan *todo = state->orphans, *orphan;
+    struct paml_op *op, *next;
 
-    while ((orphan = *link) != NULL) {
-        /* Freeing runs destructors, which may run anything: off the list meanwhile. */
-        *link = orphan->next;
-        while ((op = paml_mailbox_take(orphan->mailbox)) != NULL) {
-            while (op != NULL) {
-                struct paml_op *next = op->next;
-                orphan->expected--;
-                paml_request_free((struct paml_request *)op);
-                op = next;
-            }
+    /* Freeing runs destructors, which may run anything: the list is ours meanwhile. */
+    state->orphans = NULL;
+    while ((orphan = todo) != NULL) {
+        todo = orphan->next;
+        for (op = paml_mailbox_take(orphan->mailbox); op != NULL; op = next) {
+            next = op->next;
+            orphan->expected--;
+            paml_request_free((struct paml_request *)op);
         }
         if (orphan->expected == 0) {
             paml_mailbox_unref(orphan->mailbox);
             PyMem_RawFree(orphan);
-            link = &state->orphans; /* the list may have changed */
-            continue;
+        } else {
+            orphan->next = state->orphans;
+            state->orphans = orphan;
         }
-        orphan->next = state->orphans;
-        state->orphans = orphan;
-        link = &orphan->next;
     }
 }
 
@@ -103,33 +99,44 @@ hub_settle(HubObj *hub, struct paml_request *request)
 {
     struct paml_op *op = &request->op;
     FutureObj *future = request->future;
-    PyObject *exception;
+    PyObject *exception = NULL;
 
     paml_deadline_remove(hub, request);
     paml_hub_remove(hub, request);
     request->future = NULL; /* the reference is ours now */
     request->hub = NULL;
+    if (future != NULL) {
+        future->request = NULL;
+    }
+    /* From here on nothing leads from one to the other: what follows runs destructors,
+       which may cancel the future or ask for its result. */
     if (request->kind->arrived != NULL) {
         request->kind->arrived(request);
     }
-    if (future == NULL) {
-        paml_request_free(request);
-        return;
-    }
     if (op->code == PAML_OK) {
-        /* The future keeps the request for its outputs. */
         paml_request_release_inputs(request);
-        paml_future_settle_request(future);
-    } else {
+        if (!request->kind->needs_owner) {
+            Py_CLEAR(request->owner);
+        }
+    } else if (future != NULL) {
         exception = op->code == PAML_ERR_PYTHON
                         ? Py_NewRef((PyObject *)op->outputs.values[0].object)
                         : paml_request_error(request);
-        future->request = NULL;
+    }
+    if (future == NULL || future->status != FUTURE_PENDING) {
+        paml_request_free(request);
+    } else if (exception == NULL) {
+        /* The future keeps the request for its outputs. */
+        future->request = request;
+        paml_future_settle_request(future);
+    } else {
         paml_future_settle_exception(future, exception);
-        Py_DECREF(exception);
         paml_request_free(request);
     }
-    paml_hub_ready(hub, future);
+    Py_XDECREF(exception);
+    if (future != NULL) {
+        paml_hub_ready(hub, future);
+    }
 }
 
 static void
@@ -261,10 +268,7 @@ PyDoc_STRVAR(Hub_expire_doc,
 static PyObject *
 Hub_expire(HubObj *hub, PyObject *Py_UNUSED(ignored))
 {
-    if (paml_deadlines_expire(hub) < 0) {
-        return NULL;
-    }
-    if (hub_run_ready(hub, DRAIN_MOST) < 0) {
+    if (paml_deadlines_expire(hub) < 0 || hub_run_ready(hub, DRAIN_MOST) < 0) {
         paml_mailbox_ring(hub->mailbox);
         return NULL;
     }
@@ -289,19 +293,27 @@ hub_register(HubObj *hub)
 {
     struct module_state *state = hub->state;
     PyObject *drain = PyObject_GetAttr((PyObject *)hub, state->str_drain);
-    PyObject *context = PyContext_New(), *result = NULL;
+    PyObject *alarm = PyLong_FromLong(hub->mailbox->alarm_fd);
+    PyObject *context = PyContext_New(), *first = NULL, *second = NULL;
 
-    if (drain != NULL && context != NULL && PyContext_Enter(context) == 0) {
-        result = PyObject_CallMethodObjArgs(hub->loop, state->str_add_reader,
-                                            (PyObject *)hub, drain, NULL);
+    if (drain != NULL && alarm != NULL && context != NULL &&
+        PyContext_Enter(context) == 0) {
+        first = PyObject_CallMethodObjArgs(hub->loop, state->str_add_reader,
+                                           (PyObject *)hub, drain, NULL);
+        if (first != NULL) {
+            second = PyObject_CallMethodObjArgs(hub->loop, state->str_add_reader, alarm,
+                                                drain, NULL);
+        }
         if (PyContext_Exit(context) < 0) {
-            Py_CLEAR(result);
+            Py_CLEAR(second);
         }
     }
     Py_XDECREF(drain);
+    Py_XDECREF(alarm);
     Py_XDECREF(context);
-    Py_XDECREF(result);
-    return result != NULL ? 0 : -1;
+    Py_XDECREF(first);
+    Py_XDECREF(second);
+    return second != NULL ? 0 : -1;
 }
 
 static HubObj *
@@ -314,7 +326,6 @@ hub_new(struct module_state *state, PyObject *loop)
     }
     hub->state = state;
     hub->loop = Py_NewRef(loop);
-    hub->timer_ns = INT64_MAX;
     hub->mailbox = paml_mailbox_new();
     if (hub->mailbox == NULL) {
         PyErr_SetFromErrno(PyExc_OSError);
@@ -430,7 +441,7 @@ hub_abandon_all(HubObj *hub)
         orphan->expected = expected;
         orphan->next = state->orphans;
         state->orphans = orphan;
-    } else if (hub->mailbox != NULL) {
+    } else if (hub->mailbox != NULL && expected == 0) {
         paml_mailbox_unref(hub->mailbox);
     }
     hub->mailbox = NULL;
@@ -448,7 +459,11 @@ Hub_traverse(HubObj *hub, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(hub));
     Py_VISIT(hub->loop);
-    Py_VISIT(hub->running_mark);
+    if (hub->running_mark != NULL && Py_REFCNT(hub->running_mark) == 1) {
+        /* Ours alone, and not tracked by the collector: what it refers to is the loop.
+         */
+        Py_VISIT(hub->loop);
+    }
     for (struct paml_request *r = hub->in_flight; r != NULL; r = r->next) {
         Py_VISIT(r->future);
         Py_VISIT(r->owner);
@@ -485,6 +500,7 @@ Hub_dealloc(HubObj *hub)
     PyObject_GC_UnTrack(hub);
     Hub_clear(hub);
     PyMem_Free(hub->heap);
+    PyMem_Free(hub->timers);
     type->tp_free(hub);
     Py_DECREF(type);
 }

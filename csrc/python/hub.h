@@ -29,8 +29,9 @@ typedef struct hub {
     /* Queues this hub has pushed to while it runs callbacks, held until it is done. */
     struct paml_model *held[HUB_HELD_MOST];
     int n_held;
-    int running;      /* callbacks, now */
-    int64_t timer_ns; /* when the loop's timer fires next; INT64_MAX: none is set */
+    int running;     /* callbacks, now */
+    int64_t *timers; /* of the loop, outstanding; latest first */
+    size_t n_timers, timers_capacity;
     int debug;
 } HubObj;
 

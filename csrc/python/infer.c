@@ -87,7 +87,7 @@ dict_of(PyObject *const *names, PyObject *const *values, Py_ssize_t count)
 }
 
 static int
-parse_timeout(PyObject *timeout, int64_t now_ns, int64_t *deadline_ns)
+parse_timeout(PyObject *timeout, struct paml_request *request)
 {
     double seconds;
 
@@ -96,6 +96,9 @@ parse_timeout(PyObject *timeout, int64_t now_ns, int64_t *deadline_ns)
     }
     seconds = PyFloat_AsDouble(timeout);
     if (seconds == -1.0 && PyErr_Occurred()) {
+        if (!PyErr_ExceptionMatches(PyExc_TypeError)) {
+            return -1;
+        }
         PyErr_Format(PyExc_TypeError, "timeout: expected seconds or None, got %s",
                      Py_TYPE(timeout)->tp_name);
         return -1;
@@ -106,7 +109,8 @@ parse_timeout(PyObject *timeout, int64_t now_ns, int64_t *deadline_ns)
         return -1;
     }
     if (seconds < 1e9) { /* 30 years are for ever */
-        *deadline_ns = now_ns + (int64_t)(seconds * PAML_SECOND);
+        request->timeout_ns = (int64_t)(seconds * PAML_SECOND);
+        request->expired = request->timeout_ns == 0;
     }
     return 0;
 }
@@ -118,6 +122,9 @@ parse_priority(PyObject *priority, int32_t *to)
     long value = PyLong_AsLongAndOverflow(priority, &overflow);
 
     if (value == -1 && PyErr_Occurred()) {
+        if (!PyErr_ExceptionMatches(PyExc_TypeError)) {
+            return -1;
+        }
         PyErr_Format(PyExc_TypeError, "priority: expected an int, got %s",
                      Py_TYPE(priority)->tp_name);
         return -1;
@@ -134,8 +141,9 @@ parse_priority(PyObject *priority, int32_t *to)
 /* Takes timeout= and priority= out of a call's keywords; what is left (`names`, with
    room for all) is named inputs. Returns how many are left, or -1. */
 static Py_ssize_t
-parse_keywords(struct module_state *state, struct paml_op *op, PyObject *kwnames,
-               PyObject *const *values, PyObject **names, PyObject **named)
+parse_keywords(struct module_state *state, struct paml_request *request,
+               PyObject *kwnames, PyObject *const *values, PyObject **names,
+               PyObject **named)
 {
     Py_ssize_t count = kwnames != NULL ? PyTuple_GET_SIZE(kwnames) : 0, left = 0;
 
@@ -143,13 +151,12 @@ parse_keywords(struct module_state *state, struct paml_op *op, PyObject *kwnames
         PyObject *name = PyTuple_GET_ITEM(kwnames, i);
         if (name == state->str_timeout ||
             PyUnicode_Compare(name, state->str_timeout) == 0) {
-            op->submitted_ns = paml_now_ns(); /* a timeout counts from the call */
-            if (parse_timeout(values[i], op->submitted_ns, &op->deadline_ns) < 0) {
+            if (parse_timeout(values[i], request) < 0) {
                 return -1;
             }
         } else if (name == state->str_priority ||
                    PyUnicode_Compare(name, state->str_priority) == 0) {
-            if (parse_priority(values[i], &op->priority) < 0) {
+            if (parse_priority(values[i], &request->op.priority) < 0) {
                 return -1;
             }
         } else {
@@ -202,8 +209,7 @@ submit(ModelObj *self, struct paml_request *request)
     if (future == NULL) {
         return NULL;
     }
-    if (request->op.deadline_ns != 0 &&
-        request->op.deadline_ns <= request->op.submitted_ns) {
+    if (request->expired) {
         infer_given_up(request, PAML_ERR_DEADLINE);
         paml_request_refuse(request, PAML_ERR_DEADLINE,
                             "timeout=0 leaves no time to run");
@@ -265,8 +271,7 @@ Model_infer(ModelObj *self, PyObject *const *args, Py_ssize_t nargs, PyObject *k
         }
         named = names + n_keywords;
     }
-    n_named =
-        parse_keywords(self->state, &request->op, kwnames, args + nargs, names, named);
+    n_named = parse_keywords(self->state, request, kwnames, args + nargs, names, named);
     if (n_named < 0) {
         goto done;
     }
@@ -341,6 +346,7 @@ Model_run_direct(ModelObj *self, PyObject *const *args, Py_ssize_t nargs)
     struct tensor_census census = {0, 0};
     struct paml_request request;
     struct paml_error error = {0};
+    PyThreadState *thread_state;
     void *instance = NULL;
     PyObject *result = NULL;
     int code;
@@ -349,8 +355,9 @@ Model_run_direct(ModelObj *self, PyObject *const *args, Py_ssize_t nargs)
         (self->signature == NULL && paml_model_learn_signature(self) < 0)) {
         return NULL;
     }
-    if (paml_model_status(self->model, NULL) != PAML_STATUS_READY) {
-        PyErr_SetString(self->state->ModelClosed, "the model is closed");
+    if (self->model->backend == &paml_python_backend) {
+        PyErr_SetString(PyExc_TypeError,
+                        "a Python callable is run directly by calling it");
         return NULL;
     }
     backend = self->model->backend;
@@ -361,25 +368,30 @@ Model_run_direct(ModelObj *self, PyObject *const *args, Py_ssize_t nargs)
                                .n_inputs = request.op.n_inputs,
                                .n_arguments = request.op.n_arguments,
                                .outputs = &request.op.outputs};
-        Py_BEGIN_ALLOW_THREADS code =
+        if (paml_model_pin(self->model) == NULL) {
+            PyErr_SetString(self->state->ModelClosed, "the model is closed");
+            goto done;
+        }
+        thread_state = PyEval_SaveThread();
+        code =
             backend->open(self->model->program, self->devices[0], 1, &instance, &error);
         if (code == PAML_OK) {
             code = backend->run(instance, &run, &error);
             backend->close(instance);
         }
-        Py_END_ALLOW_THREADS if (code == PAML_OK)
-        {
+        paml_model_unpin(self->model);
+        PyEval_RestoreThread(thread_state);
+        if (code == PAML_OK) {
             result = paml_outputs_to_object(
                 self->state, &request.op.outputs,
                 census.torch > 0 && census.other == 0 ? FLAVOUR_TORCH : FLAVOUR_NUMPY);
-        }
-        else
-        {
+        } else {
             PyObject *exception = paml_exception_new(self->state, code, error.message);
             PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
             Py_DECREF(exception);
         }
     }
+done:
     paml_request_release_inputs(&request);
     paml_op_clear(&request.op);
     return result;

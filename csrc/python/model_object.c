@@ -45,8 +45,8 @@ open_convert(struct module_state *state, struct paml_request *request)
     return Py_NewRef(request->owner);
 }
 
-static const struct request_kind open_kind = {.remove = never_remove,
-                                              .convert = open_convert};
+static const struct request_kind open_kind = {
+    .remove = never_remove, .needs_owner = 1, .convert = open_convert};
 
 static void
 close_arrived(struct paml_request *request)
@@ -71,18 +71,24 @@ static const struct request_kind close_kind = {
 int
 paml_model_learn_signature(ModelObj *self)
 {
+    const struct paml_entry *entry;
+    struct signature *signature;
+
     if (self->signature != NULL) {
         return 0;
     }
-    /* The lock keeps the program's description alive; no worker needs the GIL while it
-       waits for it. */
-    pthread_mutex_lock(&self->model->lock);
-    if (self->model->entry == NULL) {
-        PyErr_SetString(self->state->ModelClosed, "the model was closed");
-    } else {
-        self->signature = paml_signature_new(self->model->entry);
+    entry = paml_model_pin(self->model);
+    if (entry == NULL) {
+        PyErr_SetString(self->state->ModelClosed, "the model is closed");
+        return -1;
     }
-    pthread_mutex_unlock(&self->model->lock);
+    signature = paml_signature_new(entry);
+    paml_model_unpin(self->model);
+    if (self->signature == NULL) {
+        self->signature = signature;
+    } else {
+        paml_signature_free(signature); /* making it ran code that made one, too */
+    }
     return self->signature != NULL ? 0 : -1;
 }
 

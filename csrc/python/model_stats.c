@@ -2,6 +2,7 @@
  * engine's counters, as plain tuples that the Python side names. */
 #include "clock.h"
 #include "model_object.h"
+#include "thread.h"
 
 static unsigned long long
 get(const atomic_uint_least64_t *counter)
@@ -14,15 +15,8 @@ get(const atomic_uint_least64_t *counter)
 static double
 oldest_wait(struct paml_queue *queue)
 {
-    int64_t oldest = INT64_MAX, now = paml_now_ns();
+    int64_t oldest = paml_queue_oldest(queue), now = paml_now_ns();
 
-    /* The inbox isn't looked at: it holds what came after the list was last sorted, and
-       whatever waits for long is in the list. */
-    pthread_mutex_lock(&queue->lock);
-    for (const struct paml_op *op = queue->first; op != NULL; op = op->next) {
-        oldest = op->submitted_ns < oldest ? op->submitted_ns : oldest;
-    }
-    pthread_mutex_unlock(&queue->lock);
     return oldest < now ? (double)(now - oldest) / PAML_SECOND : 0.0;
 }
 
@@ -97,6 +91,11 @@ Model_health(ModelObj *self, PyObject *Py_UNUSED(ignored))
     if (model == NULL) {
         PyErr_SetString(PyExc_RuntimeError, "Model object is not initialized.");
         return NULL;
+    }
+    if (paml_threads_forked()) {
+        /* Its locks may be held by workers that didn't come along. */
+        return Py_BuildValue("(ssiidd)", "failed", "this process was forked", 0, 0, 0.0,
+                             0.0);
     }
     status = paml_model_status(model, &error);
     pthread_mutex_lock(&model->lock);

@@ -123,9 +123,12 @@ describe_exception(PyObject *exception, struct paml_error *err)
 static PyObject *
 call_in_context(const struct paml_value *inputs)
 {
-    PyObject *kwargs = inputs[2].object, *context = inputs[3].object, *result;
+    PyObject *kwargs = inputs[2].object, *context, *result;
 
-    if (PyContext_Enter(context) < 0) {
+    /* A copy: in a warm-up all workers run one op, and a context is entered once. */
+    context = PyContext_Copy(inputs[3].object);
+    if (context == NULL || PyContext_Enter(context) < 0) {
+        Py_XDECREF(context);
         return NULL;
     }
     result = PyObject_Call(inputs[0].object, inputs[1].object,
@@ -133,6 +136,7 @@ call_in_context(const struct paml_value *inputs)
     if (PyContext_Exit(context) < 0) {
         Py_CLEAR(result);
     }
+    Py_DECREF(context);
     return result;
 }
 

@@ -17,6 +17,8 @@ paml_request_borrow(struct paml_request *request, struct module_state *state)
     request->future = NULL;
     request->owner = NULL;
     request->previous = request->next = NULL;
+    request->timeout_ns = 0;
+    request->expired = 0;
     request->heap_index = NOT_IN_HEAP;
     request->flavour = FLAVOUR_NUMPY;
     request->capacity = REQUEST_INLINE_VALUES;
@@ -110,16 +112,17 @@ paml_request_launch(struct paml_request *request)
         paml_request_free(request);
         return NULL;
     }
-    if (request->op.deadline_ns != 0 && paml_deadline_add(hub, request) < 0) {
-        Py_DECREF(future);
-        paml_request_free(request);
-        return NULL;
+    request->op.submitted_ns = paml_now_ns();
+    if (request->timeout_ns != 0) {
+        request->op.deadline_ns = request->op.submitted_ns + request->timeout_ns;
+        if (paml_deadline_add(hub, request) < 0) {
+            Py_DECREF(future);
+            paml_request_free(request);
+            return NULL;
+        }
     }
     future->request = request;
     request->future = (FutureObj *)Py_NewRef(future);
-    if (request->op.submitted_ns == 0) {
-        request->op.submitted_ns = paml_now_ns();
-    }
     paml_hub_add(hub, request);
     return future;
 }
@@ -240,17 +243,22 @@ paml_exception_new(struct module_state *state, int code, const char *message)
 }
 
 PyObject *
-paml_request_error(struct paml_request *request)
+paml_deadline_error(struct module_state *state, int64_t timeout_ns)
 {
-    struct paml_op *op = &request->op;
     char text[96];
 
-    if (op->code == PAML_ERR_DEADLINE) {
-        snprintf(text, sizeof(text), "timeout=%.4g passed before the result was there",
-                 (double)(op->deadline_ns - op->submitted_ns) / PAML_SECOND);
-        return paml_exception_new(request->state, op->code, text);
+    snprintf(text, sizeof(text), "timeout=%.6g passed before the result was there",
+             (double)timeout_ns / PAML_SECOND);
+    return paml_exception_new(state, PAML_ERR_DEADLINE, text);
+}
+
+PyObject *
+paml_request_error(struct paml_request *request)
+{
+    if (request->op.code == PAML_ERR_DEADLINE) {
+        return paml_deadline_error(request->state, request->timeout_ns);
     }
-    return paml_exception_new(request->state, op->code, op->message);
+    return paml_exception_new(request->state, request->op.code, request->op.message);
 }
 
 int

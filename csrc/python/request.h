@@ -29,6 +29,7 @@ struct request_kind {
     /* Counts a request that was given up: `code` is PAML_ERR_DEADLINE, or PAML_OK for a
        cancelled one. May be NULL. */
     void (*given_up)(struct paml_request *request, int code);
+    int needs_owner; /* convert() looks at it */
     /* The op is back, on the loop's thread. May be NULL. */
     void (*arrived)(struct paml_request *request);
     /* The result of a settled request: a new reference, or NULL with an error set. */
@@ -48,6 +49,8 @@ struct paml_request {
     FutureObj *future; /* owned while in flight; NULL once it left */
     PyObject *owner;   /* owned: what the op runs on (a model, a script) */
     struct paml_request *previous, *next; /* the hub's list of what is in flight */
+    int64_t timeout_ns;   /* 0: none; from the launch on op.deadline_ns says when */
+    int expired;          /* timeout=0: too late from the start */
     size_t heap_index;    /* in the hub's heap of deadlines, or NOT_IN_HEAP */
     enum flavour flavour; /* of the tensors that come back */
     uint32_t capacity;    /* of op.inputs */
@@ -82,6 +85,7 @@ void paml_request_give_up(struct paml_request *request, int code);
 
 /* The exception for an op's code and message: a new reference, never NULL. */
 PyObject *paml_request_error(struct paml_request *request);
+PyObject *paml_deadline_error(struct module_state *state, int64_t timeout_ns);
 PyObject *paml_exception_new(struct module_state *state, int code, const char *message);
 
 #endif

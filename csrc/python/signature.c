@@ -52,6 +52,7 @@ describe_specs(const struct paml_spec *specs, uint32_t count)
 static int
 copy_spec(struct input_spec *to, const struct paml_spec *from)
 {
+    to->utf8 = "?"; /* by position only */
     to->kinds = from->kinds;
     to->dtype = from->dtype;
     to->ndim = from->ndim;
@@ -290,11 +291,11 @@ paml_signature_bind(struct module_state *state, const struct signature *signatur
     }
     for (Py_ssize_t i = 0; i < (Py_ssize_t)signature->n_inputs; i++) {
         const struct input_spec *spec = &signature->inputs[i];
-        struct input_name name = {spec->utf8, i};
+        struct input_name name = {spec->name != NULL ? spec->utf8 : NULL, i};
         uint32_t first = request->op.n_inputs;
 
         if (bound[i] == NULL && !spec->optional) {
-            refuse_call(state, signature, "input '%U' is missing",
+            refuse_call(state, signature, "input %R is missing",
                         spec->name != NULL ? spec->name : Py_None);
             goto done;
         }

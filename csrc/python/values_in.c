@@ -27,6 +27,10 @@ refuse(PyObject *type, const struct input_name *name, const char *format, ...)
     char text[128];
     va_list arguments;
 
+    if (PyErr_Occurred() && (!PyErr_ExceptionMatches(PyExc_Exception) ||
+                             PyErr_ExceptionMatches(PyExc_MemoryError))) {
+        return -1; /* not about the input: KeyboardInterrupt and the like */
+    }
     PyErr_Fetch(&cause_type, &cause, &traceback);
     PyErr_NormalizeException(&cause_type, &cause, &traceback);
     va_start(arguments, format);
@@ -236,8 +240,15 @@ static int
 append_managed(struct module_state *state, struct paml_request *request,
                DLManagedTensorVersioned *managed, const struct input_name *name)
 {
-    struct paml_value *value = paml_request_input(request);
+    struct paml_value *value;
 
+    if (managed->version.major != DLPACK_MAJOR_VERSION) {
+        unsigned major = managed->version.major;
+        release_managed(managed);
+        return refuse(PyExc_TypeError, name, "speaks DLPack %u, not %d", major,
+                      DLPACK_MAJOR_VERSION);
+    }
+    value = paml_request_input(request);
     if (value == NULL) {
         release_managed(managed);
         return -1;

@@ -100,8 +100,16 @@ Tensor_getbuffer(TensorObj *self, Py_buffer *view, int flags)
                      paml_dtype_name(tensor->dtype, name, sizeof(name)));
         return -1;
     }
-    if (!contiguous && (flags & PyBUF_STRIDES) != PyBUF_STRIDES) {
+    if (!contiguous &&
+        ((flags & PyBUF_STRIDES) != PyBUF_STRIDES ||
+         (flags & (PyBUF_C_CONTIGUOUS | PyBUF_F_CONTIGUOUS | PyBUF_ANY_CONTIGUOUS) &
+          ~PyBUF_STRIDES))) {
         PyErr_SetString(PyExc_BufferError, "the tensor is not C-contiguous");
+        return -1;
+    }
+    if (contiguous && tensor->ndim > 1 &&
+        (flags & PyBUF_F_CONTIGUOUS) == PyBUF_F_CONTIGUOUS) {
+        PyErr_SetString(PyExc_BufferError, "the tensor is not Fortran-contiguous");
         return -1;
     }
     memset(view, 0, sizeof(*view));
@@ -190,14 +198,79 @@ PyDoc_STRVAR(Tensor_dlpack_doc,
              "__dlpack__($self, /, *, stream=None, max_version=None, dl_device=None,\n"
              "           copy=None)\n--\n\nA DLPack capsule over the same memory.");
 
-static PyObject *
-Tensor_dlpack(TensorObj *self, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwargs))
+static void
+legacy_delete(DLManagedTensor *legacy)
 {
-    /* A view of the value whose owner is this object. */
-    struct paml_value view = self->value;
-    DLManagedTensorVersioned *managed;
+    DLManagedTensorVersioned *managed = legacy->manager_ctx;
+
+    PyMem_RawFree(legacy);
+    managed->deleter(managed);
+}
+
+static void
+legacy_capsule_destructor(PyObject *capsule)
+{
+    DLManagedTensor *legacy;
+
+    if (PyCapsule_IsValid(capsule, "dltensor")) {
+        legacy = PyCapsule_GetPointer(capsule, "dltensor");
+        legacy->deleter(legacy);
+    }
+}
+
+/* For consumers from before DLPack 1.0. Takes `managed` over. */
+static PyObject *
+legacy_capsule(DLManagedTensorVersioned *managed)
+{
+    DLManagedTensor *legacy = PyMem_RawMalloc(sizeof(*legacy));
     PyObject *capsule;
 
+    if (legacy == NULL) {
+        managed->deleter(managed);
+        return PyErr_NoMemory();
+    }
+    legacy->dl_tensor = managed->dl_tensor;
+    legacy->manager_ctx = managed;
+    legacy->deleter = legacy_delete;
+    capsule = PyCapsule_New(legacy, "dltensor", legacy_capsule_destructor);
+    if (capsule == NULL) {
+        legacy_delete(legacy);
+    }
+    return capsule;
+}
+
+static PyObject *
+Tensor_dlpack(TensorObj *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"stream", "max_version", "dl_device", "copy", NULL};
+    PyObject *stream = Py_None, *version = Py_None, *device = Py_None, *copy = Py_None;
+    DLDevice here = self->value.tensor.device;
+    DLManagedTensorVersioned *managed;
+    struct paml_value view;
+    int major = 0, minor = 0, type, index;
+    PyObject *capsule;
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OOOO:__dlpack__", names, &stream,
+                                     &version, &device, &copy) ||
+        (version != Py_None &&
+         !PyArg_ParseTuple(version, "ii:max_version", &major, &minor))) {
+        return NULL;
+    }
+    if (device != Py_None) {
+        if (!PyArg_ParseTuple(device, "ii:dl_device", &type, &index)) {
+            return NULL;
+        }
+        if (type != (int)here.device_type || index != (int)here.device_id) {
+            PyErr_SetString(PyExc_BufferError, "dl_device: the tensor is elsewhere");
+            return NULL;
+        }
+    }
+    if (copy == Py_True) {
+        PyErr_SetString(PyExc_BufferError, "copy=True: only a view can be had");
+        return NULL;
+    }
+    /* A view of the value whose owner is this object. */
+    view = self->value;
     view.owner = self;
     view.release = release_tensor_object;
     managed = managed_output_new(&view);
@@ -205,6 +278,9 @@ Tensor_dlpack(TensorObj *self, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kw
         return NULL;
     }
     Py_INCREF(self);
+    if (major < 1) {
+        return legacy_capsule(managed);
+    }
     capsule = PyCapsule_New(managed, "dltensor_versioned", capsule_destructor);
     if (capsule == NULL) {
         managed->deleter(managed);

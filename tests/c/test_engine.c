@@ -50,12 +50,13 @@ op_free(struct paml_op *op)
 static struct paml_op *
 await(struct paml_mailbox *mailbox, struct paml_op **rest)
 {
-    struct pollfd bell = {.fd = mailbox->fd, .events = POLLIN};
+    struct pollfd bells[] = {{.fd = mailbox->fd, .events = POLLIN},
+                             {.fd = mailbox->alarm_fd, .events = POLLIN}};
     struct paml_op *op;
 
     while (*rest == NULL) {
         if (paml_mailbox_rest(mailbox)) {
-            CHECK(poll(&bell, 1, 30000) == 1);
+            CHECK(poll(bells, 2, 30000) >= 1);
             paml_mailbox_silence(mailbox);
         }
         *rest = paml_mailbox_take(mailbox);
