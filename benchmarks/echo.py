@@ -13,6 +13,7 @@ ELEMENTS = 16  # of the input, float32
 async def workload(instances: int, delay: float, x: Any = None) -> Workload:
     """`delay`: seconds one run takes. `x`: the input, a small NumPy array if None."""
     import numpy as np
+
     from pyasyncml.testing import echo
 
     # One model for the blocking callers, which use their own threads, and one for

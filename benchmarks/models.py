@@ -60,8 +60,9 @@ def build(folder: Path) -> list[Model]:
 
 def workload(model: Model, instances: int) -> Workload:
     import numpy as np
-    import pyasyncml
     import torch
+
+    import pyasyncml
 
     torch.set_num_threads(1)
     module = torch.jit.load(str(model.path))

@@ -95,11 +95,11 @@ class Model:
         (bfloat16 and float8 need ``ml_dtypes``); without numpy, objects with the buffer
         protocol and ``__dlpack__``.
 
-        `timeout`: seconds from this call, the queue included; work that has not begun by
-        then is not run. `priority`: larger is more urgent.
+        `timeout`: seconds from this call, the queue included; work that has not begun
+        by then is not run. `priority`: larger is more urgent.
 
-        Raises `TypeError` and `InputError` for inputs that don't fit, `ModelClosed`, and
-        `RuntimeError` without a running loop. Through the future come `QueueFull`,
+        Raises `TypeError` and `InputError` for inputs that don't fit, `ModelClosed`,
+        and `RuntimeError` without a running loop. Through the future come `QueueFull`,
         `DeadlineExceeded`, `BackendError` and `OutOfMemory`.
         """
 

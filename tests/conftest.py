@@ -73,7 +73,7 @@ def make_loop(
 
 @pytest.fixture(params=[*KINDS_OF_LOOP, "asyncio-debug"])
 def run(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """Runs a coroutine function on a new loop: asyncio's, uvloop's, and in debug mode."""
+    """Runs a coroutine function on a new loop: asyncio's, uvloop's, in debug mode."""
     kind, _, debug = request.param.partition("-")
 
     def run(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
@@ -89,7 +89,7 @@ def run(request: pytest.FixtureRequest) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _what_stays() -> None:
-    """The workers of `call` live as long as the process, and so does a pipe of uvloop's:
+    """The workers of `call` live as long as the process, so does a pipe of uvloop's:
     they are there before the first test."""
 
     async def begin() -> None:
@@ -123,7 +123,7 @@ def descriptors() -> set[str]:
 
 def objects() -> set[str]:
     """Futures (a pending one may have a request in flight), hubs (of loops that weren't
-    closed), models (with workers): what there is of the types made in C, unless frozen."""
+    closed), models (with workers): what there is of the types made in C, not frozen."""
     gc.collect()
     return {
         f"{found!r}"
@@ -147,7 +147,9 @@ class Census:
         return threads(only_ours=self.only_our_threads) | descriptors()
 
     def more(self) -> set[str]:
-        return (self.count() - self.before) | (objects() if self.with_objects else set())
+        return (self.count() - self.before) | (
+            objects() if self.with_objects else set()
+        )
 
     def left(self) -> set[str]:
         """What has come since and doesn't go by itself."""

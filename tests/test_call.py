@@ -88,7 +88,9 @@ def test_what_is_not_callable_is_refused(run):
 
 def test_a_live_callable_is_a_model(run):
     async def main():
-        async with ml.load(lambda x, scale=1: x * scale, instances=2, inputs=1) as model:
+        async with ml.load(
+            lambda x, scale=1: x * scale, instances=2, inputs=1
+        ) as model:
             assert await model.infer(21, scale=2) == 42
             x = np.arange(3)
             assert (await model.infer(x)).tolist() == [0, 1, 2]

@@ -184,9 +184,7 @@ def test_cancelled_and_finished_work_leaves_the_other_deadlines_in_order(run):
         async with await echo() as model:
             model.hold()
             model.infer(0)
-            futures = [
-                model.infer(n, timeout=0.02 + n % 7 * 0.003) for n in range(200)
-            ]
+            futures = [model.infer(n, timeout=0.02 + n % 7 * 0.003) for n in range(200)]
             for future in futures[::3]:
                 assert future.cancel()
             outcomes = await asyncio.gather(*futures, return_exceptions=True)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from pyasyncml._core import Future
 
 pytestmark = pytest.mark.timeout(300)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+
 from pyasyncml._core import Future
 
 pytestmark = pytest.mark.timeout(120)

@@ -26,6 +26,7 @@ from future_oracle import (
     everywhere,
     scenario_list,
 )
+
 from pyasyncml._core import Future
 
 pytestmark = pytest.mark.timeout(60)

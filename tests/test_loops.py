@@ -1,4 +1,4 @@
-"""Loops come and go, nest, stop and live in threads; a model belongs to none of them."""
+"""Loops come and go, nest, stop, live in threads; a model belongs to none of them."""
 
 from __future__ import annotations
 
@@ -224,9 +224,7 @@ def test_interrupt_in_a_task_woken_by_a_result_ends_the_loop(make_loop):
 
     async def submit():
         model = await echo()
-        made.extend(
-            [model, asyncio.ensure_future(interrupted(model)), model.infer(2)]
-        )
+        made.extend([model, asyncio.ensure_future(interrupted(model)), model.infer(2)])
 
     async def rest(model, future):
         assert await future == 2
