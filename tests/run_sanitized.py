@@ -147,7 +147,8 @@ def main() -> int:
     check_it_is_the_one(environment)
     # Time limits are for unsanitized code. Only Python's own streams are captured: what
     # UBSan says last must not be lost with the process.
-    tests = [sys.executable, "-m", "pytest", "-q", "-o", "timeout=600"]
+    tests = [sys.executable, "-m", "pytest", "-q"]
+    tests += ["-o", "timeout=300", "-o", "faulthandler_timeout=600"]
     tests += ["--capture=sys", "--ignore=tests/test_benchmarks.py", *sys.argv[1:]]
     status = subprocess.run(tests, cwd=TREE, env=environment, check=False).returncode
     found, unchecked = read_reports()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import heapq
 import os
 import sys
 import threading
@@ -147,7 +148,7 @@ def test_future_of_another_loop_cannot_be_awaited(make_loop):
     async def submit():
         model = await echo()
         model.hold()
-        return model, model.infer(1)
+        return model, model.infer(1), model.infer(2)
 
     async def misuse(future):
         with pytest.raises(RuntimeError, match="attached to a different loop"):
@@ -155,13 +156,14 @@ def test_future_of_another_loop_cannot_be_awaited(make_loop):
 
     async def finish(model, future):
         model.release()
-        assert await future == 1
+        assert await future == 2
         await model.close()
 
     first, second = make_loop(), make_loop()
-    model, future = first.run_until_complete(submit())
-    second.run_until_complete(misuse(future))
+    model, misused, future = first.run_until_complete(submit())
+    second.run_until_complete(misuse(misused))
     first.run_until_complete(finish(model, future))
+    assert misused.result() == 1
     first.close()
     second.close()
 
@@ -189,54 +191,44 @@ def test_loop_that_stops_and_runs_again_gets_what_came_meanwhile(make_loop):
 def test_interrupt_in_a_callback_ends_the_loop_and_the_rest_still_arrives(
     make_loop, error
 ):
-    made = []
-
     def interrupt(future):
         raise error
 
-    async def submit():
-        model = await echo()
-        model.hold()
-        futures = [model.infer(n) for n in range(1_000)]
-        made.extend([model, futures])
-        futures[3].add_done_callback(interrupt)
-        model.release()
-        spin_until(lambda: finished(model) == 1_000)
-
-    async def rest(model, futures):
-        assert await asyncio.gather(*futures) == list(range(1_000))
-        await model.close()
+    async def main():
+        async with await echo() as model:
+            model.hold()
+            futures = [model.infer(n) for n in range(1_000)]
+            futures[3].add_done_callback(interrupt)
+            model.release()
+            spin_until(lambda: finished(model) == 1_000)
+            assert await asyncio.gather(*futures) == list(range(1_000))
 
     loop = make_loop()
+    task = loop.create_task(main())
     with pytest.raises(error):
-        loop.run_until_complete(submit())
-        loop.run_forever()
-    loop.run_until_complete(rest(*made))
+        loop.run_until_complete(task)
+    assert not task.done()
+    loop.run_until_complete(task)
     loop.close()
 
 
 def test_interrupt_in_a_task_woken_by_a_result_ends_the_loop(make_loop):
-    made = []
+    async def main():
+        async def interrupted():
+            await model.infer(1)
+            raise KeyboardInterrupt
 
-    async def interrupted(model):
-        await model.infer(1)
-        raise KeyboardInterrupt
-
-    async def submit():
-        model = await echo()
-        made.extend([model, asyncio.ensure_future(interrupted(model)), model.infer(2)])
-
-    async def rest(model, future):
-        assert await future == 2
-        await model.close()
+        async with await echo() as model:
+            task = asyncio.create_task(interrupted())
+            await asyncio.wait([task])
+            assert isinstance(task.exception(), KeyboardInterrupt)
+            assert await model.infer(2) == 2
 
     loop = make_loop()
+    task = loop.create_task(main())
     with pytest.raises(KeyboardInterrupt):
-        loop.run_until_complete(submit())
-        loop.run_forever()
-    model, task, future = made
-    assert isinstance(task.exception(), KeyboardInterrupt)
-    loop.run_until_complete(rest(model, future))
+        loop.run_until_complete(task)
+    loop.run_until_complete(task)
     loop.close()
 
 
@@ -308,67 +300,104 @@ def test_workers_finish_what_a_callback_submitted_before_it_kept_the_gil(run):
 # --- loops that run within loops ---
 
 
-def run_nested(loop, condition):
-    while not condition():
-        loop._run_once()
+class NestingLoop(asyncio.SelectorEventLoop):
+    """May be run within itself, as nest_asyncio makes loops, and marks them."""
+
+    _nest_patched = True
+
+    def _run_once(self):
+        while self._scheduled and self._scheduled[0]._cancelled:
+            heapq.heappop(self._scheduled)
+        timeout = None
+        if self._ready or self._stopping:
+            timeout = 0
+        elif self._scheduled:
+            timeout = max(0, self._scheduled[0]._when - self.time())
+        self._process_events(self._selector.select(timeout))
+        while self._scheduled and self._scheduled[0]._when <= self.time():
+            self._ready.append(heapq.heappop(self._scheduled))
+        for _ in range(len(self._ready)):
+            if not self._ready:
+                break  # one that runs further up the stack took them
+            handle = self._ready.popleft()
+            if not handle._cancelled:
+                handle._run()
+
+    def run_nested(self, condition):
+        while not condition():
+            self._run_once()
 
 
-def test_callback_that_runs_the_loop_again_gets_the_rest_of_the_results():
-    async def main():
-        loop = asyncio.get_running_loop()
+@pytest.fixture
+def run_nesting():
+    def run(main):
+        loop = NestingLoop()
+        try:
+            return loop.run_until_complete(main(loop))
+        finally:
+            loop.close()
+
+    return run
+
+
+def test_callback_that_runs_the_loop_again_gets_the_rest_of_the_results(run_nesting):
+    async def main(loop):
         async with await echo() as model:
             model.hold()
             futures = [model.infer(n) for n in range(1_000)]
             seen = []
 
             def nest(future):
-                run_nested(loop, lambda: all(f.done() for f in futures))
+                loop.run_nested(lambda: all(f.done() for f in futures))
                 seen.append(loop.is_running())
                 late = model.infer("late")
-                run_nested(loop, late.done)
+                loop.run_nested(late.done)
                 seen.append(late.result())
 
             futures[0].add_done_callback(nest)
             model.release()
             spin_until(lambda: finished(model) == 1_000)
             assert await asyncio.gather(*futures) == list(range(1_000))
+            while len(seen) < 2:  # we may be running in the inner loop
+                await asyncio.sleep(0)
             assert seen == [True, "late"]
 
-    asyncio.run(main())
+    run_nesting(main)
 
 
-def test_every_callback_may_run_the_loop_again():
-    async def main():
-        loop = asyncio.get_running_loop()
+def test_every_callback_may_run_the_loop_again_within_the_one_before(run_nesting):
+    done = []
+
+    async def main(loop):
         async with await echo() as model:
-            depth = 0
-            deepest = 0
-            order = []
+            entered, left = [], []
 
             def nest(future):
-                nonlocal depth, deepest
-                depth += 1
-                deepest = max(depth, deepest)
-                order.append(future.result())
-                if depth < 20:
-                    loop._run_once() if loop._ready else None
-                depth -= 1
+                n = future.result()
+                entered.append(n)
+                if n < 29:
+                    model.release(1)
+                    loop.run_nested(lambda: len(entered) > n + 1)
+                left.append(n)
 
-            futures = [model.infer(n) for n in range(500)]
+            model.hold()
+            futures = [model.infer(n) for n in range(30)]
             for future in futures:
                 future.add_done_callback(nest)
+            model.release(1)
             await asyncio.gather(*futures)
-            assert sorted(order) == list(range(500))
+            assert entered == list(range(30))
+            done.extend([entered, left])
 
-    asyncio.run(main())
+    run_nesting(main)
+    entered, left = done  # only now have all loops been left
+    assert sorted(left) == entered
 
 
-def test_task_that_steps_aside_and_runs_the_loop_again_gets_its_result():
+def test_task_that_steps_aside_and_runs_the_loop_again_gets_its_result(run_nesting):
     """What nest_asyncio does for `asyncio.run` within a cell."""
 
-    async def main():
-        loop = asyncio.get_running_loop()
-
+    async def main(loop):
         async def inner(n):
             return [await model.infer(n), await model.infer(n + 1)]
 
@@ -377,7 +406,7 @@ def test_task_that_steps_aside_and_runs_the_loop_again_gets_its_result():
             asyncio.tasks._leave_task(loop, task)
             try:
                 made = loop.create_task(inner(n))
-                run_nested(loop, made.done)
+                loop.run_nested(made.done)
                 return made.result()
             finally:
                 asyncio.tasks._enter_task(loop, task)
@@ -391,7 +420,7 @@ def test_task_that_steps_aside_and_runs_the_loop_again_gets_its_result():
             outcomes = await asyncio.gather(*(outer(n) for n in range(50)))
             assert outcomes == [[n, n + 1] for n in range(50)]
 
-    asyncio.run(main())
+    run_nesting(main)
 
 
 def test_loop_that_is_closed_within_a_callback_is_not_touched_again(make_loop):
@@ -441,33 +470,26 @@ def test_loop_that_knows_no_readers_says_so():
     assert open_descriptors() == before
 
 
-def test_context_of_the_first_caller_is_not_kept_by_the_loop(run):
-    class Value:
-        pass
-
+def test_context_of_the_first_caller_is_not_kept_by_the_loop():
     variable = contextvars.ContextVar("variable")
 
-    async def first(model):
-        value = Value()
-        variable.set(value)
-        assert await model.infer(1) == 1
-        return weakref.ref(value)
-
     async def main():
-        model = await asyncio.create_task(echo())
-        async with model:
-            gone = await asyncio.create_task(first(model))
-            gc.collect()
-            assert gone() is None
+        variable.set("the first caller's")
+        async with await echo() as model:
+            assert await model.infer(1) == 1
+            keys = asyncio.get_running_loop()._selector.get_map().values()
+            readers = [reader for reader, writer in (key.data for key in keys)]
+            contexts = [r._context for r in readers if "Hub.drain" in repr(r)]
+            assert contexts
+            assert not any(variable in context for context in contexts)
 
-    run(main)
+    asyncio.run(main())
 
 
-def test_drain_and_expiry_run_in_no_ones_context(run):
+def test_callback_of_an_expired_request_runs_in_its_own_context(run):
     variable = contextvars.ContextVar("variable", default="nobody's")
 
     async def main():
-        loop = asyncio.get_running_loop()
         variable.set("the first caller's")
         async with await echo() as model:
             seen = []
@@ -483,6 +505,5 @@ def test_drain_and_expiry_run_in_no_ones_context(run):
             model.release()
             assert seen == [("a callback's", ml.DeadlineExceeded)]
             assert variable.get() == "the first caller's"
-            assert loop.is_running()
 
     run(main)

@@ -166,3 +166,11 @@ paml_mailbox_rest(struct paml_mailbox *mailbox)
                                                    memory_order_relaxed) ||
            expected == NULL;
 }
+
+/* Thread: the owner's. GIL: any. Locks: none. */
+bool
+paml_mailbox_has_more(struct paml_mailbox *mailbox)
+{
+    /* relaxed: a hint; what is there is acquired when it is taken. */
+    return atomic_load_explicit(&mailbox->head, memory_order_relaxed) != AWAKE;
+}

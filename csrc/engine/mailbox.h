@@ -50,6 +50,8 @@ void paml_mailbox_forgive(struct paml_mailbox *mailbox);
 /* Everything posted so far, oldest first, linked by `next`. Leaves the mark: until
    paml_mailbox_rest() says yes, nobody rings. */
 struct paml_op *paml_mailbox_take(struct paml_mailbox *mailbox);
+/* Whether something was posted since the last take. */
+bool paml_mailbox_has_more(struct paml_mailbox *mailbox);
 /* True: nothing has come since the last take, and from now on posts ring. False: take
    again (or ring, and leave). Silence the eventfd before, not after. */
 bool paml_mailbox_rest(struct paml_mailbox *mailbox);

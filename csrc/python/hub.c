@@ -187,7 +187,8 @@ hub_let_go(HubObj *hub)
 
    asyncio would pass each through call_soon, at a cost several times that of the task's
    step. We are called by the loop as any callback is, so we do what it would have done
-   next. In debug mode the loop times callbacks one by one: there it gets them. */
+   next. In debug mode the loop times callbacks one by one: there it gets them, and so
+   does one that may be run within itself. */
 static int
 hub_run_ready(HubObj *hub, int most)
 {
@@ -196,8 +197,8 @@ hub_run_ready(HubObj *hub, int most)
 
     hub->running++;
     while (most > 0 && (future = hub_next_ready(hub)) != NULL) {
-        status = hub->debug ? paml_future_schedule_callbacks(hub->state, future)
-                            : paml_future_run_callbacks(hub->state, future);
+        status = hub->one_by_one ? paml_future_schedule_callbacks(hub->state, future)
+                                 : paml_future_run_callbacks(hub->state, future);
         Py_DECREF(future);
         most = status < 0 ? -1 : most - 1;
     }
@@ -216,16 +217,58 @@ hub_refresh_debug(HubObj *hub)
     }
     hub->debug = PyObject_IsTrue(debug);
     Py_DECREF(debug);
+    /* nest_asyncio's mark: a loop that may run within itself. It can't come back into
+       drain while drain runs (a context is entered once), so nothing may run there. */
+    hub->one_by_one =
+        hub->debug > 0 || PyObject_HasAttr(hub->loop, hub->state->str_nest_patched);
     return hub->debug < 0 ? -1 : 0;
+}
+
+/* Whether nothing else waits for the loop's next turn. What came while callbacks ran is
+   settled in this turn only then: whatever was scheduled before is older than the
+   awaits it answers, and a program may count on that. */
+static int
+hub_has_the_turn(HubObj *hub)
+{
+    Py_ssize_t others = hub->loop_ready != NULL ? PyObject_Size(hub->loop_ready) : 1;
+
+    if (others < 0) {
+        PyErr_Clear();
+    }
+    return others == 0;
+}
+
+/* The same from drain, which the loop calls in a context of its own: left meanwhile,
+   since a callback that runs the loop again makes it enter that context once more. */
+static int
+hub_run_ready_outside(HubObj *hub, int most)
+{
+    PyObject *context = Py_XNewRef(PyThreadState_Get()->context);
+    PyObject *type, *value, *traceback;
+    int left = context != NULL && PyContext_Exit(context) == 0;
+
+    if (!left) {
+        PyErr_Clear(); /* not entered: it wasn't the loop that called */
+    }
+    most = hub_run_ready(hub, most);
+    if (left) {
+        PyErr_Fetch(&type, &value, &traceback);
+        if (PyContext_Enter(context) < 0) {
+            PyErr_Clear(); /* a callback left it entered; the loop will tell */
+        }
+        PyErr_Restore(type, value, traceback);
+    }
+    Py_XDECREF(context);
+    return most;
 }
 
 PyDoc_STRVAR(Hub_drain_doc, "drain($self, /)\n--\n\nSettle what the workers finished.");
 
 /* Thread: the loop's, from its reader callback. GIL: held.
 
-   The eventfd stays readable while callbacks run: should one of them run the loop
-   again (nested loops in notebooks), that one finds its way here and goes on with what
-   is left. It is silenced before the last look at the mailbox, so no ring is lost. */
+   The eventfd stays readable while callbacks run: an exception that ends the loop
+   leaves the rest to its next run. It is silenced before the last look at the mailbox,
+   so no ring is lost. */
 static PyObject *
 Hub_drain(HubObj *hub, PyObject *Py_UNUSED(ignored))
 {
@@ -238,26 +281,18 @@ Hub_drain(HubObj *hub, PyObject *Py_UNUSED(ignored))
     if (hub_refresh_debug(hub) < 0) {
         return NULL;
     }
-    hub_settle_arrived(hub);
-    if ((most = hub_run_ready(hub, most)) < 0) {
-        return NULL;
-    }
-    if (hub->ready_first != NULL) {
-        Py_RETURN_NONE; /* still readable: the loop comes back after its other tasks */
+    do {
+        hub_settle_arrived(hub);
+        if ((most = hub_run_ready_outside(hub, most)) < 0) {
+            return NULL;
+        }
+    } while (most > 0 && paml_mailbox_has_more(hub->mailbox) && hub_has_the_turn(hub));
+    if (hub->ready_first != NULL || paml_mailbox_has_more(hub->mailbox)) {
+        Py_RETURN_NONE; /* still readable */
     }
     paml_mailbox_silence(hub->mailbox);
-    while (!paml_mailbox_rest(hub->mailbox)) {
-        hub_settle_arrived(hub);
-        if (most > 0) {
-            most = hub_run_ready(hub, most);
-        }
-        if (most <= 0 || hub->ready_first != NULL) {
-            paml_mailbox_ring(hub->mailbox); /* the loop's other tasks first */
-            break;
-        }
-    }
-    if (most < 0) {
-        return NULL;
+    if (!paml_mailbox_rest(hub->mailbox)) {
+        paml_mailbox_ring(hub->mailbox);
     }
     Py_RETURN_NONE;
 }
@@ -268,12 +303,18 @@ PyDoc_STRVAR(Hub_expire_doc,
 static PyObject *
 Hub_expire(HubObj *hub, PyObject *Py_UNUSED(ignored))
 {
-    if (paml_deadlines_expire(hub) < 0 || hub_run_ready(hub, DRAIN_MOST) < 0) {
-        paml_mailbox_ring(hub->mailbox);
-        return NULL;
+    int status;
+
+    /* What is here already came in time, also if the loop was busy until now. */
+    hub_settle_arrived(hub);
+    status = paml_deadlines_expire(hub);
+    if (status == 0 && hub_run_ready(hub, DRAIN_MOST) < 0) {
+        status = -1;
     }
-    if (hub->ready_first != NULL) {
-        paml_mailbox_ring(hub->mailbox);
+    /* drain does the rest, and lets the mailbox rest. */
+    paml_mailbox_ring(hub->mailbox);
+    if (status < 0) {
+        return NULL;
     }
     Py_RETURN_NONE;
 }
@@ -326,6 +367,10 @@ hub_new(struct module_state *state, PyObject *loop)
     }
     hub->state = state;
     hub->loop = Py_NewRef(loop);
+    hub->loop_ready = PyObject_GetAttr(loop, state->str_ready);
+    if (hub->loop_ready == NULL) {
+        PyErr_Clear();
+    }
     hub->mailbox = paml_mailbox_new();
     if (hub->mailbox == NULL) {
         PyErr_SetFromErrno(PyExc_OSError);
@@ -459,6 +504,7 @@ Hub_traverse(HubObj *hub, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(hub));
     Py_VISIT(hub->loop);
+    Py_VISIT(hub->loop_ready);
     if (hub->running_mark != NULL && Py_REFCNT(hub->running_mark) == 1) {
         /* Ours alone, and not tracked by the collector: what it refers to is the loop.
          */
@@ -487,6 +533,7 @@ Hub_clear(HubObj *hub)
         }
     }
     hub_abandon_all(hub);
+    Py_CLEAR(hub->loop_ready);
     Py_CLEAR(hub->running_mark);
     Py_CLEAR(hub->loop);
     return 0;
@@ -537,6 +584,8 @@ paml_hub_exec(PyObject *module, struct module_state *state)
     state->str_expire = PyUnicode_InternFromString("expire");
     state->str_add_reader = PyUnicode_InternFromString("add_reader");
     state->str_call_later = PyUnicode_InternFromString("call_later");
+    state->str_nest_patched = PyUnicode_InternFromString("_nest_patched");
+    state->str_ready = PyUnicode_InternFromString("_ready");
     state->str_running_loop =
         PyUnicode_InternFromString("__asyncio_running_event_loop__");
     return PyErr_Occurred() ? -1 : 0;

@@ -18,6 +18,7 @@
 typedef struct hub {
     PyObject_HEAD struct module_state *state;
     PyObject *loop;
+    PyObject *loop_ready; /* asyncio's deque of what runs next; NULL: not to be seen */
     PyObject *running_mark; /* of the loop's run that last came here, or NULL */
     struct hub *next;       /* state->hubs */
     struct paml_mailbox *mailbox;
@@ -33,6 +34,7 @@ typedef struct hub {
     int64_t *timers; /* of the loop, outstanding; latest first */
     size_t n_timers, timers_capacity;
     int debug;
+    int one_by_one; /* callbacks go through the loop's call_soon */
 } HubObj;
 
 /* The hub of the running loop (borrowed), made if there is none yet. NULL with an error

@@ -155,13 +155,15 @@ void
 paml_request_give_up(struct paml_request *request, int code)
 {
     FutureObj *future = request->future;
+    int removed;
 
     future->request = NULL;
-    if (request->kind->given_up != NULL) {
+    /* In a forked child the lock may be held by a worker that isn't there. */
+    removed = !paml_threads_forked() && request->kind->remove(request);
+    if (request->kind->given_up != NULL && (removed || code == PAML_OK)) {
         request->kind->given_up(request, code);
     }
-    /* In a forked child the lock may be held by a worker that isn't there. */
-    if (!paml_threads_forked() && request->kind->remove(request)) {
+    if (removed) {
         request_land(request);
         paml_request_free(request);
         return;

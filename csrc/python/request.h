@@ -26,8 +26,9 @@ struct paml_request;
 struct request_kind {
     /* Takes the op back from where it waits. True: it will never run, and is ours. */
     int (*remove)(struct paml_request *request);
-    /* Counts a request that was given up: `code` is PAML_ERR_DEADLINE, or PAML_OK for a
-       cancelled one. May be NULL. */
+    /* Counts a request that was given up: `code` is PAML_OK for a cancelled one, or
+       PAML_ERR_DEADLINE for one that expired before a worker had it; of one that has
+       begun the worker tells how it ended. May be NULL. */
     void (*given_up)(struct paml_request *request, int code);
     int needs_owner; /* convert() looks at it */
     /* The op is back, on the loop's thread. May be NULL. */

@@ -49,6 +49,8 @@ struct model_object;
     X(PyObject, str_add_reader)                                                        \
     X(PyObject, str_call_later)                                                        \
     X(PyObject, str_running_loop)                                                      \
+    X(PyObject, str_ready)                                                             \
+    X(PyObject, str_nest_patched)                                                      \
     /* request.c */                                                                    \
     X(PyObject, InputError)                                                            \
     X(PyObject, BackendError)                                                          \
