@@ -228,7 +228,7 @@ def test_module_runs_in_inference_mode_and_in_the_mode_it_is_in(run):
     async def main():
         async with ml.load(module) as model:
             x = torch.ones(2, requires_grad=True)
-            y, inference, training = await model.infer(x)
+            _, inference, training = await model.infer(x)
             assert (inference, training) == (True, False)
             module.train()
             assert (await model.infer(x))[2] is True
