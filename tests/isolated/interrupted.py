@@ -1,0 +1,41 @@
+"""Awaits for ever: asyncio's own sleep, or one short run after another."""
+
+import asyncio
+import sys
+
+import pyasyncml as ml
+from pyasyncml.testing import echo
+
+
+async def sleep():
+    print("awaiting", flush=True)
+    await asyncio.sleep(1000)
+
+
+async def infer():
+    model = await echo(delay=0.01)
+    print("awaiting", flush=True)
+    while True:
+        await model.infer(1)
+
+
+async def many():
+    model = await echo(instances=2)
+    print("awaiting", flush=True)
+    while True:
+        await asyncio.gather(*map(model.infer, range(100)))
+
+
+async def call():
+    event = asyncio.Event()
+    print("awaiting", flush=True)
+    while not event.is_set():
+        await ml.call(sum, range(1000))
+
+
+loop, what = sys.argv[1:]
+if loop == "uvloop":
+    import uvloop
+
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+asyncio.run(globals()[what]())
