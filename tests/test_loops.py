@@ -52,7 +52,7 @@ def test_thousand_loops_one_after_another_share_a_model_and_leave_nothing(make_l
     before = open_descriptors()
     for n in range(1_000):
         run(use(model, n))
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
     run(close(model))
     assert model.stats().completed == 1_000
 
@@ -467,7 +467,7 @@ def test_loop_that_knows_no_readers_says_so():
     loop.run_until_complete(main())
     loop.close()
     gc.collect()
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 def test_context_of_the_first_caller_is_not_kept_by_the_loop():

@@ -14,7 +14,6 @@ import gc
 import importlib.util
 import os
 import random
-import sys
 import threading
 
 import numpy as np
@@ -182,7 +181,7 @@ def test_every_request_settles_exactly_once_unless_its_loop_is_gone(capsys):
     asyncio.run(close_models())
 
     assert seen["settled"] + seen["left to a closed loop"] == REQUESTS // THREADS * 4
-    kinds = ["served", "cancelled", "DeadlineExceeded", "QueueFull", "BackendError"]
+    kinds = ["served", "cancelled", "DeadlineExceeded", "BackendError"]
     assert all(seen[kind] > 0 for kind in [*kinds, "OutOfMemory"]), seen
     assert growth < 50
     for model in models:
@@ -226,33 +225,3 @@ async def every_outcome(model):
         with pytest.raises(ZeroDivisionError):
             await ml.call(divmod, 7, 0)
         model.stats(), model.health(), model.signature
-
-
-async def every_life(queue):
-    """Each way that a model ends."""
-    async with await echo(queue=queue) as model:
-        await every_outcome(model)
-    with pytest.raises(ml.ModelClosed):
-        model.infer(1)
-    async with ml.load(int, inputs=1, instances=2) as model:
-        assert await model.infer("7") == 7
-    with pytest.raises(ml.LoadError):
-        await ml.load(int, inputs="not a number")
-
-
-def test_no_outcome_of_a_request_keeps_a_block_of_memory(make_loop):
-    """References that are lost show as blocks of the interpreter's allocator."""
-    queue = ml.Queue(max_bytes=10_000)
-
-    def rounds(count):
-        for _ in range(count):
-            loop = make_loop()
-            loop.run_until_complete(every_life(queue))
-            loop.close()
-        gc.collect()
-        return sys.getallocatedblocks()
-
-    rounds(3)
-    before = rounds(3)
-    # 6 rounds with 20 of each outcome: one reference lost by one outcome is 120 blocks.
-    assert rounds(6) - before < 60

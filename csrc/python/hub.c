@@ -7,7 +7,7 @@
 
 /* Callbacks run in one go before the loop gets a turn: bounds the lag of other tasks.
  */
-#define DRAIN_MOST 256
+#define DRAIN_MOST 128
 
 /* What is on its way to a loop that is gone. state->orphans. */
 struct orphan {
@@ -366,6 +366,7 @@ hub_new(struct module_state *state, PyObject *loop)
         return NULL;
     }
     hub->state = state;
+    hub->module = Py_NewRef(state->module);
     hub->loop = Py_NewRef(loop);
     hub->loop_ready = PyObject_GetAttr(loop, state->str_ready);
     if (hub->loop_ready == NULL) {
@@ -543,6 +544,7 @@ static void
 Hub_dealloc(HubObj *hub)
 {
     PyTypeObject *type = Py_TYPE(hub);
+    PyObject *module = hub->module;
 
     PyObject_GC_UnTrack(hub);
     Hub_clear(hub);
@@ -550,6 +552,7 @@ Hub_dealloc(HubObj *hub)
     PyMem_Free(hub->timers);
     type->tp_free(hub);
     Py_DECREF(type);
+    Py_XDECREF(module);
 }
 
 static PyMethodDef Hub_methods[] = {

@@ -17,6 +17,7 @@
 
 typedef struct hub {
     PyObject_HEAD struct module_state *state;
+    PyObject *module; /* owned: at exit types may let go of it before their objects */
     PyObject *loop;
     PyObject *loop_ready; /* asyncio's deque of what runs next; NULL: not to be seen */
     PyObject *running_mark; /* of the loop's run that last came here, or NULL */

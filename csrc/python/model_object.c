@@ -198,6 +198,7 @@ Model_init(ModelObj *self, PyObject *args, PyObject *kwargs)
         return -1;
     }
     self->state = state;
+    self->module = Py_NewRef(state->module);
     self->name = Py_NewRef(name);
     self->backend = Py_NewRef(capsule);
     self->options = Py_NewRef(python_options);
@@ -364,6 +365,7 @@ static void
 Model_dealloc(ModelObj *self)
 {
     PyTypeObject *type = Py_TYPE(self);
+    PyObject *module = self->module;
 
     if (PyObject_CallFinalizerFromDealloc((PyObject *)self) < 0) {
         return;
@@ -386,6 +388,7 @@ Model_dealloc(ModelObj *self)
     PyMem_Free(self->devices);
     type->tp_free(self);
     Py_DECREF(type);
+    Py_XDECREF(module);
 }
 
 static PyMethodDef Model_methods[] = {

@@ -13,6 +13,7 @@
 
 typedef struct model_object {
     PyObject_HEAD struct module_state *state;
+    PyObject *module; /* owned: at exit types may let go of it before their objects */
     struct paml_model *model;
     struct signature *signature; /* NULL until ready */
     PyObject *name;

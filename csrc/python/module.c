@@ -37,6 +37,7 @@ module_exec(PyObject *module)
 {
     struct module_state *state = PyModule_GetState(module);
 
+    state->module = module;
     if (paml_future_exec(module, state) < 0 || paml_request_exec(module, state) < 0 ||
         paml_hub_exec(module, state) < 0 || paml_values_exec(module, state) < 0 ||
         paml_echo_exec(module, state) < 0 || paml_model_exec(module, state) < 0 ||

@@ -86,8 +86,9 @@ struct module_state {
 #define DECLARE(type, name) type *name;
     STATE_OBJECTS(DECLARE)
 #undef DECLARE
-    struct hub *hubs;            /* borrowed; every hub takes itself off when it goes */
-    struct orphan *orphans;      /* hub.c: what is on its way to loops that are gone */
+    PyObject *module;       /* borrowed: itself; who needs the state last owns it */
+    struct hub *hubs;       /* borrowed; every hub takes itself off when it goes */
+    struct orphan *orphans; /* hub.c: what is on its way to loops that are gone */
     struct model_object *models; /* borrowed; every open model */
     const void *exchange_api;    /* of exchange_type */
     int exchange_is_torch;
