@@ -288,7 +288,10 @@ Hub_drain(HubObj *hub, PyObject *Py_UNUSED(ignored))
         }
     } while (most > 0 && paml_mailbox_has_more(hub->mailbox) && hub_has_the_turn(hub));
     if (hub->ready_first != NULL || paml_mailbox_has_more(hub->mailbox)) {
-        Py_RETURN_NONE; /* still readable */
+        /* Not readable any more where the alarm and the eventfd called us twice in one
+           turn, and the first call silenced both. */
+        paml_mailbox_ring(hub->mailbox);
+        Py_RETURN_NONE;
     }
     paml_mailbox_silence(hub->mailbox);
     if (!paml_mailbox_rest(hub->mailbox)) {
