@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import time
 
 import numpy as np
@@ -63,6 +64,31 @@ def test_request_that_expires_is_counted_once_whoever_notices(run):
         assert answered == stats.submitted
 
     run(main)
+
+
+def test_request_whose_loop_was_closed_before_it_began_counts_as_cancelled(make_loop):
+    async def submit():
+        model = await echo()
+        model.hold()
+        for n in range(10):
+            model.infer(n)
+        await model.begun(1)
+        return model
+
+    async def close(model):
+        await model.close()
+
+    loop = make_loop()
+    model = loop.run_until_complete(submit())
+    loop.close()
+    del loop
+    gc.collect()
+    model.release()
+    loop = make_loop()
+    loop.run_until_complete(close(model))
+    loop.close()
+    stats = model.stats()
+    assert (stats.submitted, stats.completed, stats.cancelled) == (10, 1, 9)
 
 
 def test_latencies_are_told_in_seconds(run):

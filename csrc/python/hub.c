@@ -475,6 +475,9 @@ hub_abandon_all(HubObj *hub)
             request->future->request = NULL; /* pending for ever */
         }
         if (!forked && request->kind->remove(request)) {
+            if (request->kind->given_up != NULL && request->future != NULL) {
+                request->kind->given_up(request, PAML_OK);
+            }
             request->next = gone; /* freed below: that may run anything */
             gone = request;
         } else {
