@@ -284,6 +284,7 @@ Hub_drain(HubObj *hub, PyObject *Py_UNUSED(ignored))
     do {
         hub_settle_arrived(hub);
         if ((most = hub_run_ready_outside(hub, most)) < 0) {
+            paml_mailbox_ring(hub->mailbox); /* the rest is the loop's next run's */
             return NULL;
         }
     } while (most > 0 && paml_mailbox_has_more(hub->mailbox) && hub_has_the_turn(hub));
