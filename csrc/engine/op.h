@@ -13,8 +13,10 @@
 #define PAML_OP_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
+#include "batching.h"
 #include "error.h"
 #include "value.h"
 
@@ -35,8 +37,15 @@ struct paml_op {
     atomic_int state;
     int code;         /* enum paml_code; how it ended */
     int32_t priority; /* larger = more urgent */
-    uint32_t rows;    /* 1 without batching */
+    uint32_t rows;    /* along the batch axis; 1 without batching */
     size_t bytes;     /* of the inputs; what the queue's bound counts */
+    /* Requests share a run when their keys are equal and not 0. */
+    uint64_t batch_key;
+    int64_t lengths[PAML_PADDED_MOST]; /* along each padded axis */
+    /* order.h's: links, and the place in the order of arrival. */
+    struct paml_op *child, *sibling, *before;
+    uint64_t sequence;
+    bool in_heap;
     int64_t submitted_ns, deadline_ns; /* CLOCK_MONOTONIC; deadline 0: none */
     struct paml_mailbox *mailbox;
     struct paml_value *inputs;
