@@ -34,7 +34,7 @@ paml_mailbox_new(void)
         errno = error;
         return NULL;
     }
-    atomic_init(&mailbox->alarmed, false);
+    atomic_init(&mailbox->alarm_ns, 0);
     atomic_init(&mailbox->head, NULL);
     atomic_init(&mailbox->refs, 1);
     return mailbox;
@@ -51,16 +51,6 @@ paml_mailbox_unref(struct paml_mailbox *mailbox)
     }
 }
 
-/* Goes off once, after so long; 0: not. */
-static void
-alarm_set(struct paml_mailbox *mailbox, int64_t after_ns)
-{
-    struct itimerspec when = {
-        .it_value = {after_ns / 1000000000, after_ns % 1000000000}};
-
-    timerfd_settime(mailbox->alarm_fd, 0, &when, NULL);
-}
-
 void
 paml_mailbox_ring(struct paml_mailbox *mailbox)
 {
@@ -71,25 +61,38 @@ paml_mailbox_ring(struct paml_mailbox *mailbox)
     }
 }
 
+/* Thread: the owner's. GIL: any. Locks: none. */
 void
-paml_mailbox_silence(struct paml_mailbox *mailbox)
+paml_mailbox_silence(struct paml_mailbox *mailbox, int64_t now_ns)
 {
-    eventfd_t count;
+    int64_t alarm_ns = atomic_load_explicit(&mailbox->alarm_ns, memory_order_relaxed);
+    uint64_t count;
 
     while (read(mailbox->fd, &count, sizeof(count)) < 0 && errno == EINTR) {
     }
-    /* An alarm whose flag isn't seen yet goes on ringing until it is. */
-    if (atomic_exchange_explicit(&mailbox->alarmed, false, memory_order_acq_rel)) {
-        alarm_set(mailbox, 0); /* also forgets one that went off */
+    if (alarm_ns != 0 && now_ns >= alarm_ns) {
+        while (read(mailbox->alarm_fd, &count, sizeof(count)) < 0 && errno == EINTR) {
+        }
+        /* Fails where somebody has set the next one meanwhile. relaxed: what comes with
+           the alarm's going off is the mailbox's list, which has its own order. */
+        atomic_compare_exchange_strong_explicit(&mailbox->alarm_ns, &alarm_ns, 0,
+                                                memory_order_relaxed,
+                                                memory_order_relaxed);
     }
 }
 
 /* Thread: any with a debt. GIL: not needed. Locks: none. */
 void
-paml_mailbox_set_alarm(struct paml_mailbox *mailbox, int64_t after_ns)
+paml_mailbox_set_alarm(struct paml_mailbox *mailbox, int64_t now_ns)
 {
-    alarm_set(mailbox, after_ns);
-    atomic_store_explicit(&mailbox->alarmed, true, memory_order_release);
+    struct itimerspec when = {.it_value = {0, PAML_ALARM_NS}};
+
+    /* relaxed: two debtors that both find none set it twice, to no harm. */
+    if (now_ns >= atomic_load_explicit(&mailbox->alarm_ns, memory_order_relaxed)) {
+        timerfd_settime(mailbox->alarm_fd, 0, &when, NULL);
+        atomic_store_explicit(&mailbox->alarm_ns, now_ns + PAML_ALARM_NS,
+                              memory_order_relaxed);
+    }
 }
 
 /* Thread: any. GIL: not needed. Locks: none. */
@@ -119,13 +122,13 @@ paml_mailbox_post_quietly(struct paml_mailbox *mailbox, struct paml_op *op)
 void
 paml_mailbox_pay(struct paml_mailbox *mailbox)
 {
-    paml_mailbox_ring(mailbox);
-    paml_mailbox_unref(mailbox);
-}
+    /* relaxed: of what this thread has posted it can't see less; once that is taken the
+       owner has been awake since, and whoever posts next rings for itself. */
+    struct paml_op *head = atomic_load_explicit(&mailbox->head, memory_order_relaxed);
 
-void
-paml_mailbox_forgive(struct paml_mailbox *mailbox)
-{
+    if (head != NULL && head != AWAKE) {
+        paml_mailbox_ring(mailbox);
+    }
     paml_mailbox_unref(mailbox);
 }
 

@@ -11,8 +11,9 @@
  * is
  *
  * A worker that has more work may owe the ring for a while. The kernel sees to it that
- * it comes all the same: the debtor sets an alarm, which wakes the owner however long
- * the debtor's next run takes.
+ * it comes all the same: a debtor makes sure that an alarm is set, which wakes the
+ * owner however long the debtor's next run takes. Setting one costs as much as a ring,
+ * so it is neither moved nor cancelled: it goes off now and then, for nothing.
  *
  * Lifetime: one reference for the owner and one for each post under way, its ring
  * included, so that a worker can still ring after the owner has already taken its op
@@ -31,9 +32,9 @@ struct paml_mailbox {
     _Alignas(64) _Atomic(struct paml_op *)
         head; /* newest first; ends with NULL or the mark */
     _Alignas(64) atomic_int refs;
-    atomic_bool alarmed; /* set after the alarm is, taken back by the owner */
-    int fd;              /* the eventfd */
-    int alarm_fd;        /* a timerfd: the bell of debtors that are busy */
+    atomic_int_least64_t alarm_ns; /* when the alarm goes off, or went; 0: not set */
+    int fd;                        /* the eventfd */
+    int alarm_fd;                  /* a timerfd: the bell of debtors that are busy */
 };
 
 struct paml_mailbox *paml_mailbox_new(void); /* NULL with errno set */
@@ -41,12 +42,13 @@ void paml_mailbox_unref(struct paml_mailbox *mailbox);
 /* Gives the op away. */
 void paml_mailbox_post(struct paml_mailbox *mailbox, struct paml_op *op);
 /* The same, but leaves the ringing to the caller. True: a ring is owed, and nobody else
-   will ring meanwhile: pay it now, or set the alarm and pay it later. */
+   will ring meanwhile: pay it now, or see to an alarm and pay it later. */
 bool paml_mailbox_post_quietly(struct paml_mailbox *mailbox, struct paml_op *op);
-void paml_mailbox_set_alarm(struct paml_mailbox *mailbox, int64_t after_ns);
+/* Sets the alarm unless one is under way: within PAML_ALARM_NS the owner looks. */
+#define PAML_ALARM_NS 5000000
+void paml_mailbox_set_alarm(struct paml_mailbox *mailbox, int64_t now_ns);
+/* Rings, unless the owner has already taken what the ring was owed for. */
 void paml_mailbox_pay(struct paml_mailbox *mailbox);
-/* The alarm rang instead: drops what the debt held. */
-void paml_mailbox_forgive(struct paml_mailbox *mailbox);
 /* Everything posted so far, oldest first, linked by `next`. Leaves the mark: until
    paml_mailbox_rest() says yes, nobody rings. */
 struct paml_op *paml_mailbox_take(struct paml_mailbox *mailbox);
@@ -56,7 +58,7 @@ bool paml_mailbox_has_more(struct paml_mailbox *mailbox);
    again (or ring, and leave). Silence the eventfd before, not after. */
 bool paml_mailbox_rest(struct paml_mailbox *mailbox);
 void paml_mailbox_ring(struct paml_mailbox *mailbox);
-/* Makes both descriptors unreadable until the next ring. */
-void paml_mailbox_silence(struct paml_mailbox *mailbox);
+/* Makes both descriptors unreadable until the next ring or alarm. */
+void paml_mailbox_silence(struct paml_mailbox *mailbox, int64_t now_ns);
 
 #endif

@@ -19,6 +19,7 @@
 #include <stdbool.h>
 
 #include "backend.h"
+#include "home.h"
 #include "op.h"
 #include "queue.h"
 #include "stats.h"
@@ -49,7 +50,7 @@ struct paml_model;
 /* A ring that a worker owes a mailbox. Owner: the worker. */
 struct paml_debt {
     struct paml_mailbox *mailbox; /* NULL: none */
-    int64_t since_ns;
+    int64_t due_ns;
     int64_t usual_run_ns; /* moving average */
 };
 
@@ -58,7 +59,8 @@ struct paml_worker {
     int index;
     DLDevice device;
     struct paml_patience patience;
-    struct paml_debt debt; /* worker.c */
+    struct paml_debt debt;  /* worker.c */
+    struct paml_home *home; /* NULL where memory had run out: it does without */
     struct paml_worker_stats stats;
 };
 

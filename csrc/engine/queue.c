@@ -19,6 +19,34 @@ static struct paml_op inbox_closed;
 /* Spinning workers in the whole process: at least one processor stays free of them. */
 static atomic_int spinning;
 
+/* Workers in the whole process that aren't asleep in a queue. */
+static atomic_int awake;
+
+static int
+usable_cpus(void)
+{
+    static atomic_int usable; /* 0: not known yet */
+    int cpus = atomic_load_explicit(&usable, memory_order_relaxed);
+
+    if (cpus == 0) {
+        cpus = paml_usable_cpus();
+        atomic_store_explicit(&usable, cpus, memory_order_relaxed);
+    }
+    return cpus;
+}
+
+void
+paml_queue_attend(int workers)
+{
+    atomic_fetch_add_explicit(&awake, workers, memory_order_relaxed);
+}
+
+bool
+paml_queue_crowded(void)
+{
+    return atomic_load_explicit(&awake, memory_order_relaxed) >= usable_cpus();
+}
+
 void
 paml_queue_init(struct paml_queue *queue, const struct paml_queue_limits *limits)
 {
@@ -184,22 +212,14 @@ paml_queue_has_news(struct paml_queue *queue)
 static bool
 queue_spin(struct paml_queue *queue, const struct paml_patience *patience)
 {
-    static atomic_int spare; /* how many may spin; 0: not known yet */
-    int most = atomic_load_explicit(&spare, memory_order_relaxed);
     int64_t until;
     bool news = false, shared;
 
     if (patience->limit_ns == 0 || patience->usual_ns > patience->limit_ns) {
         return false;
     }
-    if (most == 0) {
-        most = paml_usable_cpus() - 1;
-        if (most == 0) {
-            most = -1;
-        }
-        atomic_store_explicit(&spare, most, memory_order_relaxed);
-    }
-    if (atomic_fetch_add_explicit(&spinning, 1, memory_order_relaxed) < most) {
+    if (atomic_fetch_add_explicit(&spinning, 1, memory_order_relaxed) <
+        usable_cpus() - 1) {
         atomic_fetch_add_explicit(&queue->spinners, 1, memory_order_seq_cst);
         until = paml_now_ns() + patience->limit_ns;
         /* Looking takes the inbox's cache line from whoever pushes: look rarely enough
@@ -286,8 +306,10 @@ queue_sleep(struct paml_queue *queue)
             }
         }
     }
+    paml_queue_attend(-1);
     while (sem_wait(&queue->wake) < 0 && errno == EINTR) {
     }
+    paml_queue_attend(1);
 }
 
 /* Thread: worker. GIL: not held. Locks: takes `lock`. */

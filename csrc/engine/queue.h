@@ -78,6 +78,12 @@ bool paml_queue_has_news(struct paml_queue *queue);
 /* Returns when a take may find something. */
 void paml_queue_wait(struct paml_queue *queue, struct paml_patience *patience);
 
+/* Workers come (1) and go (-1). */
+void paml_queue_attend(int workers);
+
+/* Whether every processor has a worker at work: nobody else should spin then. */
+bool paml_queue_crowded(void);
+
 /* True: the op was WAITING and is the caller's again. False: a worker has it, or had.
  */
 bool paml_queue_remove(struct paml_queue *queue, struct paml_op *op);

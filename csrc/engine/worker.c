@@ -68,27 +68,23 @@ worker_warm_up(struct paml_worker *worker, void *instance, struct paml_error *er
 
 /* --- ringing ---
 
-   Waking a loop that sleeps costs more than many a run does, above all on a virtual
-   machine. A worker with more work waiting and short runs of late therefore owes the
-   ring: it comes from the mailbox's alarm DEBT_NS later, whatever the worker is at
-   then, or from the worker when its work runs out before that. */
+   Waking a loop that sleeps costs the waker ten microseconds and more on a virtual
+   machine, as much as many a run. A worker with more work waiting therefore owes the
+   ring for a while: for a fraction of the time that the request has taken so far, so
+   that nobody's latency grows by more than that, and never for longer than it takes the
+   mailbox's alarm to go off. */
 
-#define DEBT_NS 200000
+#define GRACE_SHARE 4
+#define GRACE_MOST_NS 2000000
 
 static void
 worker_pay(struct paml_worker *worker)
 {
-    struct paml_debt *debt = &worker->debt;
-    struct paml_mailbox *mailbox = debt->mailbox;
+    struct paml_mailbox *mailbox = worker->debt.mailbox;
 
-    debt->mailbox = NULL;
-    if (mailbox == NULL) {
-        return;
-    }
-    if (paml_now_ns() - debt->since_ns < DEBT_NS) {
+    worker->debt.mailbox = NULL;
+    if (mailbox != NULL) {
         paml_mailbox_pay(mailbox);
-    } else {
-        paml_mailbox_forgive(mailbox);
     }
 }
 
@@ -99,19 +95,25 @@ worker_post(struct paml_worker *worker, struct paml_op *op, int64_t run_ns,
 {
     struct paml_debt *debt = &worker->debt;
     struct paml_mailbox *mailbox = op->mailbox;
+    int64_t grace_ns = (now_ns - op->submitted_ns) / GRACE_SHARE, next_ns;
 
     debt->usual_run_ns += (run_ns - debt->usual_run_ns) / 8;
-    if (!paml_mailbox_post_quietly(mailbox, op)) {
-        return;
-    }
-    worker_pay(worker); /* an older debt: of another loop, or the alarm took it */
-    if (debt->usual_run_ns < DEBT_NS / 4 && run_ns < DEBT_NS / 4 &&
-        paml_queue_has_news(&worker->model->queue)) {
-        paml_mailbox_set_alarm(mailbox, DEBT_NS);
+    next_ns = now_ns + (run_ns > debt->usual_run_ns ? run_ns : debt->usual_run_ns);
+    if (paml_mailbox_post_quietly(mailbox, op)) {
+        if (debt->mailbox == mailbox) {
+            paml_mailbox_unref(mailbox); /* the loop came by itself: nothing is owed */
+        } else {
+            worker_pay(worker);
+        }
         debt->mailbox = mailbox;
-        debt->since_ns = now_ns;
-    } else {
-        paml_mailbox_pay(mailbox);
+        debt->due_ns = now_ns + (grace_ns < GRACE_MOST_NS ? grace_ns : GRACE_MOST_NS);
+        if (next_ns < debt->due_ns && paml_queue_has_news(&worker->model->queue)) {
+            paml_mailbox_set_alarm(mailbox, now_ns);
+            return;
+        }
+    }
+    if (debt->mailbox != NULL && next_ns >= debt->due_ns) {
+        worker_pay(worker);
     }
 }
 
@@ -142,6 +144,9 @@ worker_run(struct paml_worker *worker, void *instance, struct paml_op *op,
         paml_op_fail(op, error->code, error->message);
         paml_count(&stats->failed, 1);
     } else {
+        if (worker->home != NULL) {
+            paml_home_send(worker->home, &op->outputs);
+        }
         paml_count(&stats->completed, 1);
     }
     ended = paml_now_ns();
@@ -150,6 +155,23 @@ worker_run(struct paml_worker *worker, void *instance, struct paml_op *op,
     paml_histogram_add(&stats->wait, begun - op->submitted_ns);
     paml_histogram_add(&stats->run, ended - begun);
     worker_post(worker, op, ended - begun, ended);
+    if (worker->home != NULL) {
+        paml_home_clean(worker->home);
+    }
+}
+
+/* Nothing to do: sees to what is owed and kept, and waits. Thread: worker. Locks: the
+   queue's. */
+static void
+worker_wait(struct paml_worker *worker)
+{
+    if (worker->home != NULL) {
+        paml_home_rest(worker->home);
+    }
+    paml_queue_wait(&worker->model->queue, &worker->patience);
+    if (worker->home != NULL) {
+        paml_home_wake(worker->home);
+    }
 }
 
 /* Serves the queue until it is closed and empty. Thread: worker. Locks: the queue's. */
@@ -160,6 +182,8 @@ worker_serve(struct paml_worker *worker, void *instance, struct paml_error *erro
     struct paml_op *op;
     bool closed = false;
 
+    worker->home = paml_home_new();
+    paml_queue_attend(1);
     while (!closed) {
         op = paml_queue_take(queue, &closed);
         if (op != NULL) {
@@ -168,9 +192,13 @@ worker_serve(struct paml_worker *worker, void *instance, struct paml_error *erro
         } else {
             worker_pay(worker);
             if (!closed) {
-                paml_queue_wait(queue, &worker->patience);
+                worker_wait(worker);
             }
         }
+    }
+    paml_queue_attend(-1);
+    if (worker->home != NULL) {
+        paml_home_leave(worker->home);
     }
 }
 

@@ -139,11 +139,46 @@ hub_settle(HubObj *hub, struct paml_request *request)
     }
 }
 
+/* --- lingering ---
+
+   A loop that sleeps until the next result is woken at a cost that dwarfs a short run,
+   its own and the worker's. Where results have been coming within LINGER_NS lately, and
+   a processor is free for it, the hub therefore doesn't rest at once: it leaves its
+   descriptors readable, and the loop comes by again, after its other tasks. */
+
+#define LINGER_NS 30000
+
+static void
+hub_note_arrival(HubObj *hub)
+{
+    int64_t gap;
+
+    if (hub->dry_since_ns != 0) {
+        gap = paml_now_ns() - hub->dry_since_ns;
+        gap = gap < 8 * LINGER_NS ? gap : 8 * LINGER_NS;
+        hub->usual_gap_ns += (gap - hub->usual_gap_ns) / 4;
+        hub->dry_since_ns = 0;
+    }
+}
+
+static int
+hub_lingers(HubObj *hub, int64_t now_ns)
+{
+    if (hub->in_flight == NULL || hub->usual_gap_ns >= LINGER_NS ||
+        paml_queue_crowded()) {
+        return 0;
+    }
+    return now_ns - hub->dry_since_ns < LINGER_NS;
+}
+
 static void
 hub_settle_arrived(HubObj *hub)
 {
     struct paml_op *op = paml_mailbox_take(hub->mailbox), *next;
 
+    if (op != NULL) {
+        hub_note_arrival(hub);
+    }
     while (op != NULL) {
         next = op->next;
         hub_settle(hub, (struct paml_request *)op);
@@ -274,6 +309,7 @@ Hub_drain(HubObj *hub, PyObject *Py_UNUSED(ignored))
 {
     struct module_state *state = hub->state;
     int most = DRAIN_MOST;
+    int64_t now_ns;
 
     if (state->orphans != NULL) {
         paml_orphans_collect(state);
@@ -294,7 +330,15 @@ Hub_drain(HubObj *hub, PyObject *Py_UNUSED(ignored))
         paml_mailbox_ring(hub->mailbox);
         Py_RETURN_NONE;
     }
-    paml_mailbox_silence(hub->mailbox);
+    now_ns = paml_now_ns();
+    if (hub->dry_since_ns == 0) {
+        hub->dry_since_ns = now_ns;
+    }
+    if (hub_lingers(hub, now_ns)) {
+        paml_mailbox_ring(hub->mailbox); /* two calls in one turn: see above */
+        Py_RETURN_NONE;
+    }
+    paml_mailbox_silence(hub->mailbox, now_ns);
     if (!paml_mailbox_rest(hub->mailbox)) {
         paml_mailbox_ring(hub->mailbox);
     }
@@ -376,6 +420,7 @@ hub_new(struct module_state *state, PyObject *loop)
     if (hub->loop_ready == NULL) {
         PyErr_Clear();
     }
+    hub->usual_gap_ns = 2 * LINGER_NS; /* to be earned by traffic */
     hub->mailbox = paml_mailbox_new();
     if (hub->mailbox == NULL) {
         PyErr_SetFromErrno(PyExc_OSError);

@@ -57,7 +57,7 @@ await(struct paml_mailbox *mailbox, struct paml_op **rest)
     while (*rest == NULL) {
         if (paml_mailbox_rest(mailbox)) {
             CHECK(poll(bells, 2, 30000) >= 1);
-            paml_mailbox_silence(mailbox);
+            paml_mailbox_silence(mailbox, paml_now_ns());
         }
         *rest = paml_mailbox_take(mailbox);
     }
