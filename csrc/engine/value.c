@@ -94,49 +94,101 @@ paml_tensor_new(struct paml_value *value, DLDataType dtype, int32_t ndim,
     return 0;
 }
 
+/* The usual sizes without a call. */
+static inline void
+copy_block(char *to, const char *from, size_t size)
+{
+    switch (size) {
+    case 1:
+        *to = *from;
+        break;
+    case 2:
+        memcpy(to, from, 2);
+        break;
+    case 4:
+        memcpy(to, from, 4);
+        break;
+    case 8:
+        memcpy(to, from, 8);
+        break;
+    default:
+        memcpy(to, from, size);
+    }
+}
+
+void
+paml_tensor_copy(const DLTensor *from, const DLTensor *to)
+{
+    struct {
+        int64_t size, index, from, to; /* from and to: bytes from one to the next */
+    } axes[PAML_MAX_RANK];
+    const char *source;
+    char *target;
+    int64_t item = (int64_t)paml_dtype_bytes(from->dtype, 1);
+    int64_t dense = item, block = item;
+    int count = 0, outer;
+
+    /* Innermost first; what is dense on both sides becomes one block. */
+    for (int32_t axis = from->ndim - 1; axis >= 0; axis--) {
+        int64_t size = from->shape[axis];
+        int64_t step_from = from->strides != NULL ? from->strides[axis] * item : dense;
+        int64_t step_to = to->strides != NULL ? to->strides[axis] * item : dense;
+
+        if (size == 0) {
+            return;
+        }
+        dense *= size;
+        if (count == 0 && (size == 1 || (step_from == block && step_to == block))) {
+            block *= size;
+        } else if (size > 1) {
+            axes[count].size = size;
+            axes[count].index = 0;
+            axes[count].from = step_from;
+            axes[count++].to = step_to;
+        }
+    }
+    source = (const char *)from->data + from->byte_offset;
+    target = (char *)to->data + to->byte_offset;
+    if (count == 0) {
+        memcpy(target, source, (size_t)block);
+        return;
+    }
+    /* Blocks along the innermost of the other axes; the rest count up like an
+       odometer. */
+    do {
+        for (int64_t i = 0; i < axes[0].size; i++) {
+            copy_block(target + i * axes[0].to, source + i * axes[0].from,
+                       (size_t)block);
+        }
+        for (outer = 1; outer < count; outer++) {
+            source += axes[outer].from;
+            target += axes[outer].to;
+            if (++axes[outer].index < axes[outer].size) {
+                break;
+            }
+            source -= axes[outer].from * axes[outer].size;
+            target -= axes[outer].to * axes[outer].size;
+            axes[outer].index = 0;
+        }
+    } while (outer < count);
+}
+
 void
 paml_tensor_gather(const DLTensor *from, void *to)
 {
-    const char *data = (const char *)from->data + from->byte_offset;
-    size_t item = paml_dtype_bytes(from->dtype, 1);
-    int64_t index[PAML_MAX_RANK] = {0};
-    int64_t elements = paml_tensor_elements(from);
-    int32_t last = from->ndim - 1;
-    char *out = to;
+    DLTensor dense = *from;
 
-    if (elements == 0) {
-        return;
-    }
     if (paml_tensor_is_contiguous(from)) {
-        memcpy(to, data, paml_dtype_bytes(from->dtype, elements));
+        size_t bytes = paml_dtype_bytes(from->dtype, paml_tensor_elements(from));
+        if (bytes > 0) {
+            memcpy(to, (const char *)from->data + from->byte_offset, bytes);
+        }
         return;
     }
-    /* Row by row along the last axis; the outer axes count up like an odometer. */
-    for (;;) {
-        if (from->strides[last] == 1) {
-            memcpy(out, data, item * (size_t)from->shape[last]);
-            out += item * (size_t)from->shape[last];
-        } else {
-            const char *element = data;
-            for (int64_t i = 0; i < from->shape[last]; i++) {
-                memcpy(out, element, item);
-                out += item;
-                element += from->strides[last] * (int64_t)item;
-            }
-        }
-        int32_t axis = last - 1;
-        while (axis >= 0) {
-            data += from->strides[axis] * (int64_t)item;
-            if (++index[axis] < from->shape[axis]) {
-                break;
-            }
-            data -= from->strides[axis] * from->shape[axis] * (int64_t)item;
-            index[axis--] = 0;
-        }
-        if (axis < 0) {
-            return;
-        }
-    }
+    dense.data = to;
+    dense.byte_offset = 0;
+    dense.strides = NULL;
+    paml_tensor_copy(from, &dense);
 }
 
 void
@@ -168,6 +220,16 @@ paml_outputs_clear(struct paml_outputs *outputs)
         free(outputs->values);
     }
     paml_outputs_init(outputs);
+}
+
+void
+paml_outputs_move(struct paml_outputs *from, struct paml_outputs *to)
+{
+    *to = *from;
+    if (from->values == from->first) {
+        to->values = to->first;
+    }
+    paml_outputs_init(from);
 }
 
 const char *

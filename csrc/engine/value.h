@@ -94,11 +94,16 @@ const char *paml_device_name(DLDevice device, char *text, size_t size);
    contents undefined. Returns 0, or -1 when memory ran out. */
 int paml_tensor_new(struct paml_value *value, DLDataType dtype, int32_t ndim,
                     const int64_t *shape);
+/* Copies between CPU tensors of one shape and dtype, each with strides of its own;
+   elements are whole bytes. */
+void paml_tensor_copy(const DLTensor *from, const DLTensor *to);
 /* Copies a strided CPU tensor into C-contiguous memory at `to`. */
 void paml_tensor_gather(const DLTensor *from, void *to);
 
 void paml_outputs_init(struct paml_outputs *outputs);
 void paml_outputs_clear(struct paml_outputs *outputs); /* releases, then init */
+/* `to` takes everything, whatever it held; `from` is left empty. */
+void paml_outputs_move(struct paml_outputs *from, struct paml_outputs *to);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,316 @@
+/* Which requests may share a run. */
+#include "batch.h"
+
+#include <string.h>
+
+#include "axes.h"
+
+/* What a value must agree in with its like of another op: words, then bytes. Hash and
+   comparison both go by this. */
+struct trait {
+    uint32_t n_words;
+    size_t size;
+    const void *bytes;
+    uint64_t words[3 + PAML_MAX_RANK];
+};
+
+static int64_t
+padded_length_of(const struct paml_batching *batching, const struct paml_op *op, int k)
+{
+    return paml_padded_length(&batching->padded[k], op->lengths[k]);
+}
+
+/* False: a value that can't be compared. */
+static bool
+trait_of_tensor(const struct paml_batching *batching, const struct paml_op *op,
+                const DLTensor *tensor, uint32_t argument, struct trait *trait)
+{
+    int32_t batch_axis = paml_input_axis(batching, argument);
+    uint64_t *word = trait->words + 1;
+
+    *word++ = (uint64_t)tensor->dtype.code | (uint64_t)tensor->dtype.bits << 8 |
+              (uint64_t)tensor->dtype.lanes << 16 | (uint64_t)tensor->ndim << 32;
+    *word++ = (uint64_t)(uint32_t)tensor->device.device_type |
+              (uint64_t)(uint32_t)tensor->device.device_id << 32;
+    if (tensor->ndim == 0) {
+        trait->bytes = (const char *)tensor->data + tensor->byte_offset;
+        trait->size = paml_dtype_bytes(tensor->dtype, 1);
+    }
+    for (int32_t axis = 0; axis < tensor->ndim; axis++) {
+        int k =
+            batching->n_padded > 0 ? paml_padded_input(batching, argument, axis) : -1;
+        if (axis == batch_axis) {
+            continue;
+        }
+        if (k < 0) {
+            *word++ = (uint64_t)tensor->shape[axis];
+        } else if (batching->padded[k].n_buckets > 0) {
+            *word++ = (uint64_t)padded_length_of(batching, op, k);
+        }
+    }
+    trait->n_words = (uint32_t)(word - trait->words);
+    return tensor->ndim > 0 || tensor->device.device_type == kDLCPU;
+}
+
+static bool
+trait_of(const struct paml_batching *batching, const struct paml_op *op,
+         const struct paml_value *value, uint32_t argument, struct trait *trait)
+{
+    trait->n_words = 1;
+    trait->size = 0;
+    trait->bytes = NULL;
+    trait->words[0] = (uint64_t)value->kind | (uint64_t)value->count << 32;
+    switch (value->kind) {
+    case PAML_TENSOR:
+        return trait_of_tensor(batching, op, &value->tensor, argument, trait);
+    case PAML_BOOL:
+    case PAML_INT:
+        trait->words[trait->n_words++] = (uint64_t)value->integer;
+        return true;
+    case PAML_FLOAT: /* by its bits: a NaN is like itself */
+        memcpy(&trait->words[trait->n_words++], &value->real, sizeof(double));
+        return true;
+    case PAML_STRING:
+    case PAML_BYTES:
+        trait->words[trait->n_words++] = value->string.size;
+        trait->bytes = value->string.data;
+        trait->size = value->string.size;
+        return true;
+    case PAML_NONE:
+    case PAML_TUPLE:
+    case PAML_LIST:
+    case PAML_DICT:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static uint64_t
+mix(uint64_t hash, uint64_t word)
+{
+    hash = (hash ^ word) * 0x9e3779b97f4a7c15u;
+    return hash ^ hash >> 29;
+}
+
+static uint64_t
+mix_trait(uint64_t hash, const struct trait *trait)
+{
+    const char *bytes = trait->bytes;
+    size_t left = trait->size;
+    uint64_t word;
+
+    for (uint32_t i = 0; i < trait->n_words; i++) {
+        hash = mix(hash, trait->words[i]);
+    }
+    for (; left > 0; left -= left < sizeof(word) ? left : sizeof(word)) {
+        word = 0;
+        memcpy(&word, bytes + (trait->size - left),
+               left < sizeof(word) ? left : sizeof(word));
+        hash = mix(hash, word);
+    }
+    return hash;
+}
+
+/* The key of an op whose lengths are known; 0: it can't be compared. */
+static uint64_t
+key_of(const struct paml_batching *batching, const struct paml_op *op)
+{
+    struct paml_walk walk = {0, 1, false};
+    uint64_t hash = mix(op->n_arguments, op->n_inputs);
+    struct trait trait;
+
+    for (uint32_t i = 0; i < op->n_inputs; i++) {
+        if (!trait_of(batching, op, &op->inputs[i], walk.argument, &trait)) {
+            return 0;
+        }
+        hash = mix_trait(hash, &trait);
+        paml_walk_step(&walk, &op->inputs[i]);
+    }
+    return hash != 0 ? hash : 1;
+}
+
+/* Thread: worker. Locks: none, or the queue's. */
+bool
+paml_batch_same(const struct paml_batching *batching, const struct paml_op *a,
+                const struct paml_op *b)
+{
+    struct paml_walk walk = {0, 1, false};
+    struct trait left, right;
+
+    if (a->n_inputs != b->n_inputs || a->n_arguments != b->n_arguments) {
+        return false;
+    }
+    for (uint32_t i = 0; i < a->n_inputs; i++) {
+        if (!trait_of(batching, a, &a->inputs[i], walk.argument, &left) ||
+            !trait_of(batching, b, &b->inputs[i], walk.argument, &right) ||
+            left.n_words != right.n_words || left.size != right.size ||
+            memcmp(left.words, right.words, left.n_words * sizeof(uint64_t)) != 0 ||
+            (left.size > 0 && memcmp(left.bytes, right.bytes, left.size) != 0)) {
+            return false;
+        }
+        paml_walk_step(&walk, &a->inputs[i]);
+    }
+    return true;
+}
+
+/* --- rows and lengths --- */
+
+/* Where the op's rows, and its lengths, were seen first: for messages. */
+struct census {
+    const struct paml_batching *batching;
+    struct paml_op *op;
+    struct paml_error *err;
+    bool any; /* a tensor with axes */
+    int64_t rows;
+    uint32_t rows_from, lengths_from[PAML_PADDED_MOST];
+};
+
+static int
+count_rows(struct census *census, const DLTensor *tensor, uint32_t argument)
+{
+    int32_t axis = paml_input_axis(census->batching, argument);
+    char text[256];
+
+    if (axis >= tensor->ndim) {
+        return paml_fail(census->err, PAML_ERR_INPUT,
+                         "batching= makes axis %d the batch axis of input %u, which "
+                         "has shape %s",
+                         axis, argument, paml_shape_text(tensor, text, sizeof(text)));
+    }
+    if (!census->any) {
+        census->any = true;
+        census->rows = tensor->shape[axis];
+        census->rows_from = argument;
+    }
+    if (tensor->shape[axis] != census->rows) {
+        return paml_fail(census->err, PAML_ERR_INPUT,
+                         "batching= makes axis %d the batch axis: input %u has %lld "
+                         "rows, input %u has %lld",
+                         axis, argument, (long long)tensor->shape[axis],
+                         census->rows_from, (long long)census->rows);
+    }
+    if (census->rows > UINT32_MAX) {
+        return paml_fail(census->err, PAML_ERR_INPUT,
+                         "input %u has %lld rows, expected %lld at most", argument,
+                         (long long)census->rows, (long long)UINT32_MAX);
+    }
+    if (!paml_dtype_is_bytes(tensor->dtype)) {
+        return paml_fail(census->err, PAML_ERR_INPUT,
+                         "input %u is %s: batching= needs elements of whole bytes",
+                         argument, paml_dtype_name(tensor->dtype, text, sizeof(text)));
+    }
+    return PAML_OK;
+}
+
+/* The length along padded axis k of a tensor that has a place on it. */
+static int
+count_length(struct census *census, const DLTensor *tensor, uint32_t argument,
+             uint32_t k, int32_t axis)
+{
+    const struct paml_batching *batching = census->batching;
+    const struct paml_padded_axis *padded = &batching->padded[k];
+    double fill = argument < batching->n_fills ? batching->fills[argument] : 0;
+    int64_t *length = &census->op->lengths[k];
+    char text[256];
+
+    if (axis >= tensor->ndim) {
+        return paml_fail(census->err, PAML_ERR_INPUT,
+                         "batching= pads axis %d ('%s') of input %u, which has shape "
+                         "%s",
+                         axis, padded->name, argument,
+                         paml_shape_text(tensor, text, sizeof(text)));
+    }
+    if (*length < 0) {
+        *length = tensor->shape[axis];
+        census->lengths_from[k] = argument;
+    }
+    if (tensor->shape[axis] != *length) {
+        return paml_fail(census->err, PAML_ERR_INPUT,
+                         "input %u has length %lld along axis %d ('%s'), expected "
+                         "%lld, as input %u has",
+                         argument, (long long)tensor->shape[axis], axis, padded->name,
+                         (long long)*length, census->lengths_from[k]);
+    }
+    if (paml_padded_length(padded, *length) < 0) {
+        return paml_fail(census->err, PAML_ERR_INPUT,
+                         "input %u has length %lld along axis %d ('%s'), expected "
+                         "%lld, the largest bucket, at most",
+                         argument, (long long)*length, axis, padded->name,
+                         (long long)padded->buckets[padded->n_buckets - 1]);
+    }
+    if (!paml_pad_holds(tensor->dtype, fill)) {
+        return paml_fail(census->err, PAML_ERR_INPUT,
+                         "input %u is %s, which can't hold %g, the value that it is "
+                         "padded with",
+                         argument, paml_dtype_name(tensor->dtype, text, sizeof(text)),
+                         fill);
+    }
+    return PAML_OK;
+}
+
+/* The lengths that a value shows, where its argument is padded. */
+static int
+count_lengths(struct census *census, const struct paml_value *value, uint32_t argument,
+              bool is_top)
+{
+    const struct paml_batching *batching = census->batching;
+    int code = PAML_OK;
+
+    for (uint32_t k = 0; k < batching->n_padded; k++) {
+        const struct paml_padded_axis *padded = &batching->padded[k];
+        for (uint32_t i = 0; i < padded->n_inputs && code == PAML_OK; i++) {
+            if (padded->inputs[i].position != argument) {
+                continue;
+            }
+            if (value->kind == PAML_TENSOR) {
+                code = count_length(census, &value->tensor, argument, k,
+                                    padded->inputs[i].axis);
+            } else if (is_top &&
+                       (value->kind == PAML_BOOL || value->kind == PAML_INT ||
+                        value->kind == PAML_FLOAT || value->kind == PAML_STRING ||
+                        value->kind == PAML_BYTES)) {
+                code = paml_fail(census->err, PAML_ERR_INPUT,
+                                 "batching= pads axis %d ('%s') of input %u, which is "
+                                 "%s, not a tensor",
+                                 padded->inputs[i].axis, padded->name, argument,
+                                 paml_kind_name((int)value->kind));
+            }
+        }
+    }
+    return code;
+}
+
+/* Thread: any; the op's owner. GIL: any. Locks: none. */
+int
+paml_batch_classify(const struct paml_batching *batching, struct paml_op *op,
+                    struct paml_error *err)
+{
+    struct census census = {.batching = batching, .op = op, .err = err};
+    struct paml_walk walk = {0, 1, false};
+    int code = PAML_OK;
+
+    op->rows = 1;
+    op->batch_key = 0;
+    if (batching->max_rows == 0) {
+        return PAML_OK;
+    }
+    for (uint32_t k = 0; k < PAML_PADDED_MOST; k++) {
+        op->lengths[k] = -1;
+    }
+    for (uint32_t i = 0; i < op->n_inputs && code == PAML_OK; i++) {
+        const struct paml_value *value = &op->inputs[i];
+        if (value->kind == PAML_TENSOR && value->tensor.ndim > 0) {
+            code = count_rows(&census, &value->tensor, walk.argument);
+        }
+        if (code == PAML_OK && batching->n_padded > 0) {
+            code = count_lengths(&census, value, walk.argument, !walk.inside);
+        }
+        paml_walk_step(&walk, value);
+    }
+    if (code == PAML_OK && census.any) {
+        op->rows = (uint32_t)census.rows;
+        op->batch_key = census.rows > 0 ? key_of(batching, op) : 0;
+    }
+    return code;
+}
