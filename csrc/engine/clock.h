@@ -27,7 +27,13 @@ paml_cpu_relax(void)
 #endif
 }
 
+/* How many processors this process may use, at least 1: by affinity, and by the quotas
+   of its control groups, rounded up. Reads files; keep the answer. */
 int paml_usable_cpus(void);
+
+/* The part of it that quotas decide, INT_MAX where there is none. `groups` is
+   /proc/self/cgroup and `mounts` is /sys/fs/cgroup but for tests. */
+int paml_quota_cpus(const char *groups, const char *mounts);
 
 /* Sleeps until the moment, exactly: the kernel's timer slack is taken off by sleeping
    short and spinning the rest. */
