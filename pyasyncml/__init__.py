@@ -17,6 +17,7 @@ from ._call import call
 from ._core import Future, shut_down
 from ._load import load
 from .backends import Device, devices
+from .batching import Batching, Pad
 from .errors import (
     BackendError,
     DeadlineExceeded,
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendError",
+    "Batching",
     "DeadlineExceeded",
     "Device",
     "Error",
@@ -43,6 +45,7 @@ __all__ = [
     "Model",
     "ModelClosed",
     "OutOfMemory",
+    "Pad",
     "Queue",
     "QueueFull",
     "Signature",

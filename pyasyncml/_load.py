@@ -9,6 +9,7 @@ from typing import Any
 
 from . import _files
 from ._call import call
+from .batching import Batching
 from .backends import Devices, load_backend, parse_devices
 from .errors import LoadError
 from .model import Model, Queue, make_model
@@ -49,6 +50,7 @@ def load(
     instances: int = 1,
     threads: int = 1,
     entry: str | None = None,
+    batching: Batching | None = None,
     queue: Queue | None = None,
     warmup: bool = True,
     backend: str | None = None,
@@ -68,6 +70,7 @@ def load(
     `device`: "cpu", "cuda:0", … or several of them. `instances`: workers per device,
     each with its own stream of runs. `threads`: intra-op threads of one instance.
     `entry`: the function to serve, where the program has several (a method's name).
+    `batching`: independent requests share runs, see `Batching`; None: they never do.
     `queue`: the bound, see `Queue`. `backend`: "torch" or "python", where the content
     doesn't tell. `sha256`: the file's checksum in hex; without it, a file of the same
     name with ".sha256" added is looked for. `name`: what errors and stats call it.
@@ -84,6 +87,8 @@ def load(
             raise ValueError(f"{what}: expected 1 or more, got {value}")
     if queue is not None and not isinstance(queue, Queue):
         raise TypeError(f"queue: expected a Queue, got {type(queue).__name__}")
+    if batching is not None and not isinstance(batching, Batching):
+        raise TypeError(f"batching: expected a Batching, got {type(batching).__name__}")
     devices = parse_devices(device)
     example = (
         inputs if isinstance(inputs, tuple) else () if inputs is None else (inputs,)
@@ -93,6 +98,7 @@ def load(
         "instances": instances,
         "threads": threads,
         "queue": queue,
+        "batching": batching,
         "warmup_runs": _WARMUP_RUNS if warmup else 0,
     }
     if isinstance(source, (str, os.PathLike)):
@@ -104,6 +110,11 @@ def load(
             lambda: _open_file(path, backend, sha256, entry, example, title, common)
         )
     if callable(source):
+        if batching is not None:
+            raise ValueError(
+                "batching: a live module or callable runs one request at a time; "
+                "export it to a file for batches"
+            )
         if sha256 is not None:
             raise TypeError("sha256: only a file has a checksum")
         if backend not in (None, "python"):

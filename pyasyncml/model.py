@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from . import _core
+from .batching import Batching, describe
 
 # The order of enum paml_kind in csrc/engine/value.h.
 _KINDS = (
@@ -54,19 +55,24 @@ class Signature:
     variadic: bool
 
 
+# The order of enum paml_when_full in csrc/engine/queue.h.
+_WHEN_FULL = ("wait", "reject", "drop_lowest")
+
+
 @dataclass(frozen=True)
 class Queue:
     """The bound of a model's queue, and what happens at it.
 
     `when_full="wait"` (the default): requests past `max_rows` wait natively, first come
     first served, up to `max_bytes` of inputs in all. `"reject"`: they fail with
-    `QueueFull`. Past `max_bytes` requests fail in either case. A request counts as one
-    row.
+    `QueueFull`. `"drop_lowest"`: the request of the lowest priority fails, of several
+    the last to come. Past `max_bytes` requests fail in either case. Without batching a
+    request counts as one row.
     """
 
     max_rows: int = 1024
     max_bytes: int = 2**30
-    when_full: Literal["wait", "reject"] = "wait"
+    when_full: Literal["wait", "reject", "drop_lowest"] = "wait"
 
     def __post_init__(self) -> None:
         for name in ("max_rows", "max_bytes"):
@@ -75,9 +81,10 @@ class Queue:
                 raise ValueError(
                     f"Queue: {name}: expected an int, 1 or more, got {value!r}"
                 )
-        if self.when_full not in ("wait", "reject"):
+        if self.when_full not in _WHEN_FULL:
             raise ValueError(
-                f"Queue: when_full: expected 'wait' or 'reject', got {self.when_full!r}"
+                "Queue: when_full: expected 'wait', 'reject' or 'drop_lowest', got "
+                f"{self.when_full!r}"
             )
 
 
@@ -85,9 +92,16 @@ class Queue:
 class Stats:
     """A model's counters since it was made, and its latencies in seconds.
 
-    `waiting` and `running` are requests at this moment; `wait` is time in the queue,
-    `run` time in the backend, quantiles within an eighth; `busy` seconds in the
-    backend, one number an instance.
+    `waiting` is rows in the queue, `waiting_bytes` their inputs, `running` instances in
+    a run at this moment; `wait` is time in the queue, `run` time in the backend,
+    quantiles within an eighth; `busy` seconds in the backend, one number an instance.
+
+    `runs` of the backend served `rows` of `requests` in all. `releases` says why runs began: "full", "drained" (an instance was free and
+    nothing more was waiting), "delay" (`max_delay` had passed), "shape" (what waited
+    besides was too long or too short), "deadline" (more rows would have made somebody
+    late), "alone" (requests that don't share). `padding_waste` is the share of padded
+    inputs that was padding. `cpu_held` of the process's `cpu_total` CPU tokens are
+    taken, by whatever model.
     """
 
     backend: str
@@ -106,6 +120,17 @@ class Stats:
     run_p50: float
     run_p99: float
     busy: tuple[float, ...]
+    runs: int
+    rows: int
+    requests: int
+    releases: dict[str, int]
+    padding_waste: float
+    cpu_held: int
+    cpu_total: int
+
+
+#: So many failed runs in a row are no longer a matter of single requests.
+_FAILING = 8
 
 
 @dataclass(frozen=True)
@@ -114,7 +139,8 @@ class Health:
 
     `status`: "loading", "ready", "closing", "closed" or "failed" (`message` says why).
     `longest_run` and `oldest_wait` are ages in seconds of what runs and waits now:
-    large ones mean that a run hangs or that the model can't keep up.
+    large ones mean that a run hangs or that the model can't keep up. `failing` is how
+    many runs have failed since the last that didn't; `message` is then the last error.
     """
 
     status: Literal["new", "loading", "ready", "closing", "closed", "failed"]
@@ -123,11 +149,16 @@ class Health:
     instances_alive: int
     longest_run: float
     oldest_wait: float
+    failing: int
 
     @property
     def ok(self) -> bool:
-        """Ready, with every instance alive."""
-        return self.status == "ready" and self.instances_alive == self.instances
+        """Ready, with every instance alive, and not failing run after run."""
+        return (
+            self.status == "ready"
+            and self.instances_alive == self.instances
+            and self.failing < _FAILING
+        )
 
 
 def _specs(described: Iterable[tuple[Any, ...]]) -> tuple[TensorSpec, ...]:
@@ -162,18 +193,23 @@ class Model(_core.Model):
 
     def stats(self) -> Stats:
         """Counters and latencies; see `Stats`."""
-        return Stats(self._backend_name, self._device_names, *self._stats())
+        *rest, cells, real_cells, held, total = self._stats()
+        waste = 1 - real_cells / cells if cells else 0.0
+        return Stats(
+            self._backend_name, self._device_names, *rest, waste, held, total
+        )
 
     def health(self) -> Health:
         """Whether the model can serve; see `Health`."""
-        status, message, alive, _, longest_run, oldest_wait = self._health()
+        status, message, alive, _, longest_run, oldest_wait, failing = self._health()
         return Health(
             status,
             message,
-            len(self._stats()[-1]),
+            len(self._stats()[13]),
             alive,
             longest_run,
             oldest_wait,
+            failing,
         )
 
     async def __aenter__(self) -> Model:
@@ -223,6 +259,7 @@ def make_model(
     threads: int = 1,
     warmup_runs: int = 0,
     queue: Queue | None = None,
+    batching: Batching | None = None,
 ) -> Model:
     """A model that isn't started yet."""
     queue = queue or Queue()
@@ -239,7 +276,8 @@ def make_model(
         spin_ns=_spin_ns(),
         max_rows=queue.max_rows,
         max_bytes=queue.max_bytes,
-        reject=queue.when_full == "reject",
+        when_full=_WHEN_FULL.index(queue.when_full),
+        batching=describe(batching),
     )
     model._backend_name = backend
     model._device_names = tuple(name for name, _ in devices)

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from . import _core
+from .batching import Batching
 from .model import Model, Queue, make_model
 
 __all__ = ["EchoModel", "echo"]
@@ -56,6 +57,14 @@ class EchoModel(Model):
         """The next runs fail: `BackendError`, or `OutOfMemory` with `memory`."""
         self._script.fail(runs, memory, message)
 
+    def poison(self, value: float | None) -> None:
+        """Runs fail whose first input holds this number; None: none do any more."""
+        self._script.poison(value)
+
+    def limit_rows(self, rows: int) -> None:
+        """Runs of more rows than these run out of memory; 0: none do."""
+        self._script.limit(rows)
+
     def begun(self, runs: int) -> _core.Future[None]:
         """A `Future` that is done when `runs` runs in all have begun."""
         return self._script.begun(runs)
@@ -79,16 +88,19 @@ async def echo(
     *,
     instances: int = 1,
     delay: float = 0.0,
+    delay_per_row: float = 0.0,
     busy: bool = False,
+    batching: Batching | None = None,
     queue: Queue | None = None,
     name: str = "echo",
 ) -> EchoModel:
     """A running echo model.
 
-    `delay`: seconds each run takes, slept, or burnt with `busy`. One input comes back
+    `delay`: seconds each run takes, slept, or burnt with `busy`, and `delay_per_row`
+    more for each row. One input comes back
     as it is (a copy), several as a tuple; any structure of tensors, numbers, strings.
     """
-    script = _core.EchoScript(delay, busy)
+    script = _core.EchoScript(delay, busy, delay_per_row)
     model = make_model(
         EchoModel,
         "echo",
@@ -97,6 +109,7 @@ async def echo(
         name=name,
         instances=instances,
         queue=queue,
+        batching=batching,
     )
     assert isinstance(model, EchoModel)
     model._script = script

@@ -76,7 +76,7 @@ def test_closed_model_still_tells_what_it_was(run):
         async with await echo() as model:
             await model.infer(1)
         assert model.stats().completed == 1
-        assert model.health() == ml.Health("closed", "", 1, 0, 0.0, 0.0)
+        assert model.health() == ml.Health("closed", "", 1, 0, 0.0, 0.0, 0)
         assert not model.health().ok
         assert model.signature.variadic
         assert "closed" in repr(model)

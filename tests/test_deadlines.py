@@ -40,6 +40,7 @@ def test_expired_work_is_never_run(run):
         async with await echo() as model:
             model.hold()
             first = model.infer(0)
+            await model.begun(1)
             late = [model.infer(n, timeout=0.01) for n in range(20)]
             outcomes = await asyncio.gather(*late, return_exceptions=True)
             assert {type(outcome) for outcome in outcomes} == {ml.DeadlineExceeded}
@@ -122,6 +123,7 @@ def test_thousand_deadlines_at_one_moment_all_pass(run):
         async with await echo() as model:
             model.hold()
             model.infer(0)
+            await model.begun(1)
             futures = [model.infer(n, timeout=0.01) for n in range(1_000)]
             outcomes = await asyncio.gather(*futures, return_exceptions=True)
             assert {type(outcome) for outcome in outcomes} == {ml.DeadlineExceeded}
@@ -184,6 +186,7 @@ def test_cancelled_and_finished_work_leaves_the_other_deadlines_in_order(run):
         async with await echo() as model:
             model.hold()
             model.infer(0)
+            await model.begun(1)
             futures = [model.infer(n, timeout=0.02 + n % 7 * 0.003) for n in range(200)]
             for future in futures[::3]:
                 assert future.cancel()

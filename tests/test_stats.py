@@ -125,7 +125,7 @@ def test_health_tells_for_how_long_work_runs_and_waits(run):
 
     async def main():
         async with await echo(instances=2) as model:
-            assert model.health() == ml.Health("ready", "", 2, 2, 0.0, 0.0)
+            assert model.health() == ml.Health("ready", "", 2, 2, 0.0, 0.0, 0)
             assert model.health().ok
             model.hold()
             futures = [model.infer(n) for n in range(2)]

@@ -8,13 +8,14 @@
 #include "mailbox.h"
 
 struct paml_echo *
-paml_echo_new(int64_t delay_ns, bool busy)
+paml_echo_new(int64_t delay_ns, int64_t row_ns, bool busy)
 {
     struct paml_echo *echo = calloc(1, sizeof(*echo));
 
     if (echo != NULL) {
         atomic_init(&echo->refs, 1);
         echo->delay_ns = delay_ns;
+        echo->row_ns = row_ns;
         echo->busy = busy;
         pthread_mutex_init(&echo->lock, NULL);
         pthread_cond_init(&echo->gate, NULL);
@@ -65,6 +66,25 @@ paml_echo_fail(struct paml_echo *echo, int64_t runs, int code, const char *messa
     echo->fail_runs = runs;
     echo->fail_code = code;
     snprintf(echo->fail_message, sizeof(echo->fail_message), "%s", message);
+    pthread_mutex_unlock(&echo->lock);
+}
+
+/* Thread: any. Locks: takes the script's. */
+void
+paml_echo_poison(struct paml_echo *echo, bool poisoned, double value)
+{
+    pthread_mutex_lock(&echo->lock);
+    echo->poisoned = poisoned;
+    echo->poison = value;
+    pthread_mutex_unlock(&echo->lock);
+}
+
+/* Thread: any. Locks: takes the script's. */
+void
+paml_echo_limit(struct paml_echo *echo, int64_t rows)
+{
+    pthread_mutex_lock(&echo->lock);
+    echo->rows_most = rows;
     pthread_mutex_unlock(&echo->lock);
 }
 
@@ -211,19 +231,66 @@ echo_copy(const struct paml_value *from, struct paml_value *to)
     }
 }
 
+/* Whether a contiguous tensor of numbers holds the value. */
+static bool
+echo_holds(const DLTensor *tensor, double value)
+{
+    int64_t elements = paml_tensor_elements(tensor);
+    const char *data = (const char *)tensor->data + tensor->byte_offset;
+    uint8_t code = tensor->dtype.code, bits = tensor->dtype.bits;
+
+    for (int64_t i = 0; paml_tensor_is_contiguous(tensor) && i < elements; i++) {
+        if ((code == kDLFloat && bits == 32 && ((const float *)data)[i] == value) ||
+            (code == kDLFloat && bits == 64 && ((const double *)data)[i] == value) ||
+            (code == kDLInt && bits == 64 &&
+             (double)((const int64_t *)data)[i] == value) ||
+            (code == kDLUInt && bits == 8 &&
+             (double)((const uint8_t *)data)[i] == value)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static uint32_t
+echo_rows(const struct paml_run *run)
+{
+    const struct paml_value *first = run->inputs;
+
+    return run->n_inputs > 0 && first->kind == PAML_TENSOR && first->tensor.ndim > 0
+               ? (uint32_t)first->tensor.shape[0]
+               : 1;
+}
+
+/* What is to go wrong with this run. Locks: the caller holds the script's. */
+static int
+echo_verdict(struct paml_echo *echo, const struct paml_run *run, struct paml_error *err)
+{
+    const struct paml_value *first = run->inputs;
+
+    if (echo->fail_runs > 0) {
+        echo->fail_runs--;
+        return paml_fail(err, echo->fail_code, "%s", echo->fail_message);
+    }
+    if (echo->rows_most > 0 && echo_rows(run) > echo->rows_most) {
+        return paml_fail(err, PAML_ERR_MEMORY, "no memory for %u rows", echo_rows(run));
+    }
+    if (echo->poisoned && run->n_inputs > 0 && first->kind == PAML_TENSOR &&
+        echo_holds(&first->tensor, echo->poison)) {
+        return paml_fail(err, PAML_ERR_BACKEND, "the input holds %g", echo->poison);
+    }
+    return PAML_OK;
+}
+
 /* Thread: worker. GIL: not held. Locks: takes the script's, waits at the gate. */
 static int
 echo_script(struct paml_echo *echo, const struct paml_run *run, struct paml_error *err)
 {
-    const struct paml_value *first = run->inputs;
     struct paml_op *satisfied = NULL;
-    int code = PAML_OK;
+    int code;
 
     pthread_mutex_lock(&echo->lock);
-    echo->seen[echo->begun++ % PAML_ECHO_SEEN] =
-        run->n_inputs > 0 && first->kind == PAML_TENSOR && first->tensor.ndim > 0
-            ? (uint32_t)first->tensor.shape[0]
-            : 1;
+    echo->seen[echo->begun++ % PAML_ECHO_SEEN] = echo_rows(run);
     if (echo->watchers != NULL) {
         satisfied = echo_satisfied(echo);
         pthread_mutex_unlock(&echo->lock);
@@ -236,10 +303,7 @@ echo_script(struct paml_echo *echo, const struct paml_run *run, struct paml_erro
     if (echo->held) {
         echo->permits--;
     }
-    if (echo->fail_runs > 0) {
-        echo->fail_runs--;
-        code = paml_fail(err, echo->fail_code, "%s", echo->fail_message);
-    }
+    code = echo_verdict(echo, run, err);
     echo->finished++;
     pthread_mutex_unlock(&echo->lock);
     return code;
@@ -249,7 +313,8 @@ static int
 echo_run(void *instance, struct paml_run *run, struct paml_error *err)
 {
     struct paml_echo *echo = instance;
-    int64_t until = echo->delay_ns > 0 ? paml_now_ns() + echo->delay_ns : 0;
+    int64_t delay_ns = echo->delay_ns + echo->row_ns * echo_rows(run);
+    int64_t until = delay_ns > 0 ? paml_now_ns() + delay_ns : 0;
     struct paml_value *values;
     uint32_t wrap = run->n_arguments != 1;
     int code = echo_script(echo, run, err);

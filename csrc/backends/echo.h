@@ -20,8 +20,9 @@
 
 struct paml_echo {
     atomic_int refs;
-    int64_t delay_ns; /* of each run; not changed after the model is made */
-    bool busy;        /* burn the delay instead of sleeping it */
+    /* Of each run, and of each of its rows; not changed after the model is made. */
+    int64_t delay_ns, row_ns;
+    bool busy; /* burn the delay instead of sleeping it */
 
     pthread_mutex_t lock;
     pthread_cond_t gate;
@@ -31,13 +32,16 @@ struct paml_echo {
     int64_t fail_runs; /* of the next runs, so many fail */
     int fail_code;
     char fail_message[256];
+    bool poisoned; /* runs fail whose first input holds … */
+    double poison;
+    int64_t rows_most; /* runs of more rows run out of memory; 0: none do */
     struct paml_op *watchers;      /* answered when `begun` reaches their `rows` */
     uint32_t seen[PAML_ECHO_SEEN]; /* rows of run i at i % PAML_ECHO_SEEN */
 };
 
 extern const struct paml_backend paml_echo_backend;
 
-struct paml_echo *paml_echo_new(int64_t delay_ns, bool busy);
+struct paml_echo *paml_echo_new(int64_t delay_ns, int64_t row_ns, bool busy);
 void paml_echo_unref(struct paml_echo *echo);
 
 void paml_echo_hold(struct paml_echo *echo);
@@ -45,6 +49,8 @@ void paml_echo_hold(struct paml_echo *echo);
 void paml_echo_release(struct paml_echo *echo, int64_t runs);
 void paml_echo_fail(struct paml_echo *echo, int64_t runs, int code,
                     const char *message);
+void paml_echo_poison(struct paml_echo *echo, bool poisoned, double value);
+void paml_echo_limit(struct paml_echo *echo, int64_t rows);
 /* Answers the op (its own rows) when `runs` runs have begun. Takes it. */
 void paml_echo_watch(struct paml_echo *echo, uint32_t runs, struct paml_op *op);
 /* Takes a watcher back. False: it was answered. */

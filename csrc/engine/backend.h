@@ -96,6 +96,10 @@ struct paml_backend {
 
     /* Fills at most `capacity` and returns how many there are. NULL: the CPU only. */
     int (*devices)(struct paml_device_info *infos, int capacity);
+
+    /* 1: runs on the CPU keep as many processors busy as the instance has threads, and
+       take them from the process's budget (budget.h). 0: they mostly wait. */
+    uint32_t computes;
 };
 
 /* Room for `more` further values; the new ones are zeroed (PAML_NONE). Returns the

@@ -54,6 +54,12 @@ struct paml_batcher {
 int paml_batch_classify(const struct paml_batching *batching, struct paml_op *op,
                         struct paml_error *err);
 
+/* What an op costs by the row is learned and looked up under this key: its batch_key
+   and, where padding is to the longest, about how long it is; for one that runs alone
+   the shapes of its inputs. `batching` may be NULL where batch_key is 0. */
+uint64_t paml_batch_cost_key(const struct paml_batching *batching,
+                             const struct paml_op *op);
+
 /* Whether two ops with equal keys, not 0, may share a run indeed: keys are hashes. */
 bool paml_batch_same(const struct paml_batching *batching, const struct paml_op *a,
                      const struct paml_op *b);

@@ -6,7 +6,7 @@
 #ifndef PAML_BATCHING_H
 #define PAML_BATCHING_H
 
-#include "value.h"
+#include "backend.h"
 
 #define PAML_PADDED_MOST 2 /* named axes of one model */
 
@@ -42,6 +42,50 @@ struct paml_batching {
        none. */
     int32_t mask_argument;
     DLDataType mask_dtype;
+    void *storage; /* batching.c's: what the arrays are in */
 };
+
+/* One thing that the user said about an input or an output, by name or by position.
+   What names mean is known once the program is loaded. */
+enum paml_setting_kind {
+    PAML_SET_INPUT_AXIS,    /* value: the batch axis */
+    PAML_SET_OUTPUT_AXIS,   /* value: the batch axis */
+    PAML_SET_FILL,          /* value: what padding is filled with */
+    PAML_SET_MASK,          /* the input that the engine makes */
+    PAML_SET_PADDED_INPUT,  /* value: the axis of padded[which] */
+    PAML_SET_PADDED_OUTPUT, /* value: the axis of padded[which] */
+    PAML_SET_BUCKET,        /* value: a bucket of padded[which], ascending; no name */
+};
+
+struct paml_setting {
+    enum paml_setting_kind kind;
+    uint32_t which;
+    char *name;        /* NULL: by position; owned by whoever made the setting */
+    uint32_t position; /* < PAML_PLACES_MOST */
+    double value;
+};
+
+#define PAML_PLACES_MOST 64 /* inputs, or outputs, of a model that batches */
+
+struct paml_batching_options {
+    int64_t max_rows, max_delay_ns; /* max_rows 0: requests never share a run */
+    const char *axis_names[PAML_PADDED_MOST];
+    uint32_t n_padded;
+    DLDataType mask_dtype;
+    struct paml_setting *settings;
+    uint32_t n_settings;
+};
+
+/* Fills `batching` from the options, whose names it looks up in the entry. PAML_OK, or
+   PAML_ERR_LOAD: there is no such input. The options must outlive it. */
+int paml_batching_build(struct paml_batching *batching,
+                        const struct paml_batching_options *options,
+                        const struct paml_entry *entry, struct paml_error *err);
+void paml_batching_clear(struct paml_batching *batching);
+
+/* A deep copy, and its end. -1: no memory. */
+int paml_batching_options_copy(struct paml_batching_options *to,
+                               const struct paml_batching_options *from);
+void paml_batching_options_clear(struct paml_batching_options *options);
 
 #endif

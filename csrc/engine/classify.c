@@ -281,6 +281,39 @@ count_lengths(struct census *census, const struct paml_value *value, uint32_t ar
     return code;
 }
 
+/* The half octave that a length is in: what costs about the same. */
+static uint64_t
+length_class(int64_t length)
+{
+    int leading = 63 - __builtin_clzll((uint64_t)length | 1);
+
+    return (uint64_t)leading * 2 + (leading > 0 && (length >> (leading - 1) & 1));
+}
+
+/* Thread: any; the op's owner. GIL: any. Locks: none. */
+uint64_t
+paml_batch_cost_key(const struct paml_batching *batching, const struct paml_op *op)
+{
+    uint64_t hash = op->n_inputs;
+
+    if (op->batch_key != 0) {
+        return batching->n_padded > 0 && batching->padded[0].n_buckets == 0 &&
+                       op->lengths[0] > 0
+                   ? mix(op->batch_key, length_class(op->lengths[0]))
+                   : op->batch_key;
+    }
+    for (uint32_t i = 0; i < op->n_inputs; i++) {
+        const struct paml_value *value = &op->inputs[i];
+        hash = mix(hash, value->kind);
+        if (value->kind == PAML_TENSOR) {
+            for (int32_t axis = 0; axis < value->tensor.ndim; axis++) {
+                hash = mix(hash, (uint64_t)value->tensor.shape[axis]);
+            }
+        }
+    }
+    return hash;
+}
+
 /* Thread: any; the op's owner. GIL: any. Locks: none. */
 int
 paml_batch_classify(const struct paml_batching *batching, struct paml_op *op,

@@ -220,11 +220,19 @@ paml_cost_observe(struct paml_cost_model *model, uint64_t key, int64_t rows, int
 }
 
 struct paml_line
-paml_cost_line(const struct paml_cost_model *model, uint64_t key)
+paml_cost_line_of(const struct paml_cost_model *model, uint64_t key, int64_t runs)
 {
     int found = cost_find(model, key);
 
-    return found >= 0 ? model->buckets[found].line : (struct paml_line){0, 0};
+    return found >= 0 && model->buckets[found].runs >= runs
+               ? model->buckets[found].line
+               : (struct paml_line){0, 0};
+}
+
+struct paml_line
+paml_cost_line(const struct paml_cost_model *model, uint64_t key)
+{
+    return paml_cost_line_of(model, key, 0);
 }
 
 int64_t

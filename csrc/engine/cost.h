@@ -60,6 +60,11 @@ void paml_cost_observe(struct paml_cost_model *model, uint64_t key, int64_t rows
 /* {0, 0}: not known. */
 struct paml_line paml_cost_line(const struct paml_cost_model *model, uint64_t key);
 
+/* The same, {0, 0} also where it comes from fewer runs: what may be held against a
+   request that is not given a chance. */
+struct paml_line paml_cost_line_of(const struct paml_cost_model *model, uint64_t key,
+                                   int64_t runs);
+
 /* In ns; 0: not known. */
 int64_t paml_cost_predict(const struct paml_cost_model *model, uint64_t key,
                           int64_t rows);

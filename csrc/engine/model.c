@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "budget.h"
 #include "clock.h"
 #include "mailbox.h"
 #include "thread.h"
@@ -30,7 +31,15 @@ paml_model_new(const struct paml_backend *backend,
     }
     memset(model, 0, sizeof(*model));
     memset(workers, 0, (size_t)n_workers * sizeof(*workers));
-    paml_queue_init(&model->queue, &options->limits);
+    if (paml_batching_options_copy(&model->batching_options, &options->batching) < 0) {
+        free(model);
+        free(workers);
+        return NULL;
+    }
+    (void)paml_budget_total(); /* reads the environment: not on a worker */
+    paml_queue_init(&model->queue,
+                    options->batching.max_rows > 0 ? &model->batching : NULL,
+                    &options->limits);
     pthread_mutex_init(&model->lock, NULL);
     pthread_cond_init(&model->loaded, NULL);
     atomic_init(&model->refs, 1);
@@ -51,6 +60,9 @@ paml_model_new(const struct paml_backend *backend,
         workers[i].patience.limit_ns = options->spin_ns;
         /* Spinning has to be earned by traffic. */
         workers[i].patience.usual_ns = 2 * options->spin_ns;
+        paml_batch_init(&workers[i].batch);
+        paml_batcher_init(&workers[i].batcher);
+        paml_cost_init(&workers[i].cost);
     }
     return model;
 }
@@ -61,11 +73,17 @@ paml_model_unref(struct paml_model *model)
     /* acq_rel: what other holders did happens before the free. */
     if (atomic_fetch_sub_explicit(&model->refs, 1, memory_order_acq_rel) == 1) {
         paml_queue_destroy(&model->queue);
+        paml_batching_clear(&model->batching);
+        paml_batching_options_clear(&model->batching_options);
         pthread_mutex_destroy(&model->lock);
         pthread_cond_destroy(&model->loaded);
         free(model->name);
         free(model->path);
         free(model->entry_name);
+        for (int i = 0; i < model->n_workers; i++) {
+            paml_batch_destroy(&model->workers[i].batch);
+            paml_batcher_destroy(&model->workers[i].batcher);
+        }
         free(model->workers);
         free(model);
     }
@@ -137,6 +155,18 @@ paml_model_failed(struct paml_model *model, const struct paml_error *error)
     pthread_cond_broadcast(&model->loaded);
     pthread_mutex_unlock(&model->lock);
     paml_queue_close(&model->queue);
+}
+
+/* A run went wrong, and the model goes on. Thread: worker. Locks: takes the model's. */
+void
+paml_model_note_failure(struct paml_model *model, const struct paml_error *error)
+{
+    atomic_fetch_add_explicit(&model->failing, 1, memory_order_relaxed);
+    pthread_mutex_lock(&model->lock);
+    if (model->status == PAML_STATUS_READY) {
+        model->error = *error;
+    }
+    pthread_mutex_unlock(&model->lock);
 }
 
 /* Thread: worker. Locks: takes the model's. */
@@ -221,10 +251,19 @@ paml_model_left(struct paml_model *model, int count, bool on_worker)
 int
 paml_model_submit(struct paml_model *model, struct paml_op *op)
 {
-    int code = paml_queue_push(&model->queue, op);
+    struct paml_op *dropped, *next;
+    int code = paml_queue_push(&model->queue, op, &dropped);
 
     atomic_fetch_add_explicit(code == PAML_OK ? &model->submitted : &model->rejected, 1,
                               memory_order_relaxed);
+    for (; dropped != NULL; dropped = next) {
+        next = dropped->next;
+        atomic_fetch_add_explicit(&model->rejected, 1, memory_order_relaxed);
+        paml_op_fail(dropped, PAML_ERR_QUEUE,
+                     "dropped for a request of higher or equal priority, or one that "
+                     "came first: the queue is full (Queue(when_full='drop_lowest'))");
+        paml_mailbox_post(dropped->mailbox, dropped);
+    }
     return code;
 }
 

@@ -19,6 +19,8 @@
 #include <stdbool.h>
 
 #include "backend.h"
+#include "batch.h"
+#include "cost.h"
 #include "home.h"
 #include "op.h"
 #include "queue.h"
@@ -43,6 +45,7 @@ struct paml_model_options {
     int warmup_runs;
     int64_t spin_ns;
     struct paml_queue_limits limits;
+    struct paml_batching_options batching;
 };
 
 struct paml_model;
@@ -61,6 +64,11 @@ struct paml_worker {
     struct paml_patience patience;
     struct paml_debt debt;  /* worker.c */
     struct paml_home *home; /* NULL where memory had run out: it does without */
+    bool has_tokens;        /* of the process's budget */
+    int64_t last_run_ns;
+    struct paml_batch batch; /* what it took */
+    struct paml_batcher batcher;
+    struct paml_cost_model cost;
     struct paml_worker_stats stats;
 };
 
@@ -72,16 +80,21 @@ struct paml_model {
     void *backend_options;
     int threads, warmup_runs, n_workers;
     struct paml_worker *workers;
+    struct paml_batching_options batching_options;
+    struct paml_batching batching; /* there once `entry` is */
 
     /* Written by those who submit, cancel or expire; statistics, so relaxed. */
     _Alignas(64) atomic_uint_least64_t submitted, rejected, cancelled, expired;
+
+    /* Runs that failed since the last one that didn't. */
+    _Alignas(64) atomic_uint_least64_t failing;
 
     pthread_mutex_t lock;
     pthread_cond_t loaded; /* status left LOADING, or the program is there */
     enum paml_status status;
     void *program;
     const struct paml_entry *entry; /* valid from READY on, while a worker lives */
-    struct paml_error error;        /* of a FAILED model */
+    struct paml_error error;        /* of a FAILED model, or of the last failed run */
     int live;                       /* workers that haven't left, and pins */
     int opened;                     /* instances that are warm */
     bool ended;                     /* unloaded; no worker will touch it again */

@@ -9,6 +9,7 @@ paml_op_init(struct paml_op *op, struct paml_mailbox *mailbox)
 {
     memset(op, 0, offsetof(struct paml_op, outputs));
     atomic_init(&op->state, PAML_OP_NEW);
+    atomic_init(&op->given_up, false);
     op->mailbox = mailbox;
     op->rows = 1;
     op->message = NULL;

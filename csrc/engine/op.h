@@ -21,6 +21,7 @@
 #include "value.h"
 
 struct paml_mailbox;
+struct paml_group;
 
 enum paml_op_state {
     PAML_OP_NEW,     /* the maker's */
@@ -35,6 +36,9 @@ struct paml_op {
     /* enum paml_op_state. Changes between WAITING and CLAIMED under the queue's lock,
        elsewhere by the owner alone; relaxed, since ownership moves by other means. */
     atomic_int state;
+    /* Nobody waits for it any more, though it couldn't be taken back: what of it hasn't
+       begun needn't. Any thread, relaxed: a hint. */
+    atomic_bool given_up;
     int code;         /* enum paml_code; how it ended */
     int32_t priority; /* larger = more urgent */
     uint32_t rows;    /* along the batch axis; 1 without batching */
@@ -46,6 +50,11 @@ struct paml_op {
     struct paml_op *child, *sibling, *before;
     uint64_t sequence;
     bool in_heap;
+    /* schedule.h's: where the op is, and its neighbours by arrival. */
+    bool parked;
+    struct paml_group *group;
+    struct paml_op *older, *newer;
+    uint64_t runs_before; /* runs that had begun when it was admitted */
     int64_t submitted_ns, deadline_ns; /* CLOCK_MONOTONIC; deadline 0: none */
     struct paml_mailbox *mailbox;
     struct paml_value *inputs;

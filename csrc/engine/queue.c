@@ -47,12 +47,21 @@ paml_queue_crowded(void)
     return atomic_load_explicit(&awake, memory_order_relaxed) >= usable_cpus();
 }
 
+static void
+amount_init(struct paml_amount *amount)
+{
+    atomic_init(&amount->rows, 0);
+    atomic_init(&amount->bytes, 0);
+}
+
 void
-paml_queue_init(struct paml_queue *queue, const struct paml_queue_limits *limits)
+paml_queue_init(struct paml_queue *queue, const struct paml_batching *batching,
+                const struct paml_queue_limits *limits)
 {
     atomic_init(&queue->inbox, NULL);
-    atomic_init(&queue->rows, 0);
-    atomic_init(&queue->bytes, 0);
+    amount_init(&queue->pushed);
+    amount_init(&queue->known_gone);
+    amount_init(&queue->gone);
     atomic_init(&queue->pusher_cpu, -1);
     atomic_init(&queue->hold_until_ns, 0);
     atomic_init(&queue->sleepers, 0);
@@ -60,13 +69,16 @@ paml_queue_init(struct paml_queue *queue, const struct paml_queue_limits *limits
     atomic_init(&queue->listed, 0);
     sem_init(&queue->wake, 0, 0);
     pthread_mutex_init(&queue->lock, NULL);
-    queue->first = queue->last = NULL;
+    paml_schedule_init(&queue->schedule, batching,
+                       limits->when_full == PAML_FULL_WAIT ? limits->max_rows
+                                                           : INT64_MAX / 2);
     queue->limits = *limits;
 }
 
 void
 paml_queue_destroy(struct paml_queue *queue)
 {
+    paml_schedule_destroy(&queue->schedule);
     pthread_mutex_destroy(&queue->lock);
     sem_destroy(&queue->wake);
 }
@@ -87,87 +99,103 @@ queue_wake_one(struct paml_queue *queue)
     }
 }
 
-/* Thread: any. Locks: none. */
+/* --- counting: all relaxed, since the counts stand for themselves --- */
+
+static int64_t
+amount_get(const atomic_int_least64_t *count)
+{
+    return atomic_load_explicit(count, memory_order_relaxed);
+}
+
+static void
+amount_add(atomic_int_least64_t *count, int64_t more)
+{
+    atomic_fetch_add_explicit(count, more, memory_order_relaxed);
+}
+
+/* An op has left. Thread: any. Locks: the caller holds `lock`. */
 static void
 queue_uncount(struct paml_queue *queue, const struct paml_op *op)
 {
-    atomic_fetch_sub_explicit(&queue->rows, op->rows, memory_order_relaxed);
-    atomic_fetch_sub_explicit(&queue->bytes, (int64_t)op->bytes, memory_order_relaxed);
+    /* Written under the lock alone: no need for a locked instruction. */
+    atomic_store_explicit(&queue->gone.rows, amount_get(&queue->gone.rows) + op->rows,
+                          memory_order_relaxed);
+    atomic_store_explicit(&queue->gone.bytes,
+                          amount_get(&queue->gone.bytes) + (int64_t)op->bytes,
+                          memory_order_relaxed);
 }
 
-/* Thread: any. GIL: any. Locks: none. */
-int
-paml_queue_push(struct paml_queue *queue, struct paml_op *op)
+/* Thread: any. Locks: none. */
+int64_t
+paml_queue_rows(struct paml_queue *queue)
+{
+    int64_t gone = amount_get(&queue->gone.rows);
+
+    return amount_get(&queue->pushed.rows) - gone;
+}
+
+/* Thread: any. Locks: none. */
+int64_t
+paml_queue_bytes(struct paml_queue *queue)
+{
+    int64_t gone = amount_get(&queue->gone.bytes);
+
+    return amount_get(&queue->pushed.bytes) - gone;
+}
+
+/* Whether `pushed`, less what has gone, is past the bound. */
+static bool
+amount_is_past(int64_t pushed, int64_t most, const atomic_int_least64_t *gone,
+               atomic_int_least64_t *known)
+{
+    if (pushed - amount_get(known) <= most) {
+        return false;
+    }
+    atomic_store_explicit(known, amount_get(gone), memory_order_relaxed);
+    return pushed - amount_get(known) > most;
+}
+
+/* Counts an op in. PAML_ERR_QUEUE: it isn't. `*excess`: there is no room for its rows.
+   Thread: any. Locks: none. */
+static int
+queue_count(struct paml_queue *queue, const struct paml_op *op, bool *excess)
 {
     const struct paml_queue_limits *limits = &queue->limits;
-    struct paml_op *head;
     int64_t rows, bytes;
+    bool full;
 
-    rows = atomic_fetch_add_explicit(&queue->rows, op->rows, memory_order_relaxed);
-    bytes = atomic_fetch_add_explicit(&queue->bytes, (int64_t)op->bytes,
+    rows = op->rows + atomic_fetch_add_explicit(&queue->pushed.rows, op->rows,
+                                                memory_order_relaxed);
+    bytes = (int64_t)op->bytes +
+            atomic_fetch_add_explicit(&queue->pushed.bytes, (int64_t)op->bytes,
                                       memory_order_relaxed);
-    if ((limits->when_full == PAML_FULL_REJECT && rows + op->rows > limits->max_rows) ||
-        bytes + (int64_t)op->bytes > limits->max_bytes) {
-        queue_uncount(queue, op);
+    full = amount_is_past(bytes, limits->max_bytes, &queue->gone.bytes,
+                          &queue->known_gone.bytes);
+    *excess = limits->when_full != PAML_FULL_WAIT &&
+              amount_is_past(rows, limits->max_rows, &queue->gone.rows,
+                             &queue->known_gone.rows);
+    if (full || (*excess && limits->when_full == PAML_FULL_REJECT)) {
+        amount_add(&queue->pushed.rows, -(int64_t)op->rows);
+        amount_add(&queue->pushed.bytes, -(int64_t)op->bytes);
         return PAML_ERR_QUEUE;
-    }
-    paml_op_set_state(op, PAML_OP_WAITING);
-    atomic_store_explicit(&queue->pusher_cpu, sched_getcpu(), memory_order_relaxed);
-    head = atomic_load_explicit(&queue->inbox, memory_order_relaxed);
-    do {
-        if (head == INBOX_CLOSED) {
-            paml_op_set_state(op, PAML_OP_NEW);
-            queue_uncount(queue, op);
-            return PAML_ERR_CLOSED;
-        }
-        op->next = head;
-        /* seq_cst: a release for the op's contents, paired with the exchange in
-           queue_sort_inbox; and ordered before the loads of spinners and sleepers,
-           which pair with the worker's stores to them before its last look here. */
-    } while (!atomic_compare_exchange_weak_explicit(
-        &queue->inbox, &head, op, memory_order_seq_cst, memory_order_relaxed));
-    /* A spinning worker sees a first op by itself. It counts itself out before it
-       takes, so an op pushed after that finds spinners at 0 and wakes a sleeper. */
-    if (head != NULL ||
-        atomic_load_explicit(&queue->spinners, memory_order_seq_cst) == 0) {
-        queue_wake_one(queue);
     }
     return PAML_OK;
 }
 
-/* Thread: any. Locks: the caller holds `lock`. */
+/* Locks: the caller holds `lock`. */
 static void
-queue_insert(struct paml_queue *queue, struct paml_op *op)
+queue_publish(struct paml_queue *queue)
 {
-    struct paml_op *before = queue->last;
-
-    while (before != NULL && before->priority < op->priority) {
-        before = before->previous;
-    }
-    op->previous = before;
-    op->next = before != NULL ? before->next : queue->first;
-    *(op->next != NULL ? &op->next->previous : &queue->last) = op;
-    *(before != NULL ? &before->next : &queue->first) = op;
+    atomic_store_explicit(&queue->listed, (int)queue->schedule.count,
+                          memory_order_seq_cst);
 }
 
-/* Thread: any. Locks: the caller holds `lock`. */
-static void
-queue_unlink(struct paml_queue *queue, struct paml_op *op)
-{
-    *(op->next != NULL ? &op->next->previous : &queue->last) = op->previous;
-    *(op->previous != NULL ? &op->previous->next : &queue->first) = op->next;
-    op->next = op->previous = NULL;
-    atomic_fetch_sub_explicit(&queue->listed, 1, memory_order_relaxed);
-    queue_uncount(queue, op);
-}
-
-/* Moves the inbox, which becomes `left`, to the list. Returns whether the queue is
+/* Moves the inbox, which becomes `left`, to the schedule. Returns whether the queue is
    closed. Thread: any. Locks: the caller holds `lock`. */
 static bool
 queue_sort_inbox(struct paml_queue *queue, struct paml_op *left)
 {
     struct paml_op *op, *next, *oldest = NULL;
-    int count = 0;
 
     op = atomic_load_explicit(&queue->inbox, memory_order_seq_cst);
     if (op == INBOX_CLOSED) {
@@ -192,12 +220,72 @@ queue_sort_inbox(struct paml_queue *queue, struct paml_op *left)
     }
     while (oldest != NULL) {
         next = oldest->next;
-        queue_insert(queue, oldest);
+        paml_schedule_add(&queue->schedule, oldest);
         oldest = next;
-        count++;
     }
-    atomic_fetch_add_explicit(&queue->listed, count, memory_order_seq_cst);
+    queue_publish(queue);
     return left == INBOX_CLOSED;
+}
+
+/* The least urgent go until what waits is within the bound.
+   Thread: any. Locks: takes `lock`. */
+static struct paml_op *
+queue_drop(struct paml_queue *queue)
+{
+    struct paml_op *dropped = NULL, *op;
+
+    pthread_mutex_lock(&queue->lock);
+    queue_sort_inbox(queue, NULL);
+    while (queue->schedule.rows > queue->limits.max_rows &&
+           (op = paml_schedule_least(&queue->schedule)) != NULL) {
+        paml_schedule_remove(&queue->schedule, op);
+        queue_uncount(queue, op);
+        paml_op_set_state(op, PAML_OP_CLAIMED);
+        op->next = dropped;
+        dropped = op;
+    }
+    queue_publish(queue);
+    pthread_mutex_unlock(&queue->lock);
+    return dropped;
+}
+
+/* Thread: any. GIL: any. Locks: takes `lock` where ops must be dropped. */
+int
+paml_queue_push(struct paml_queue *queue, struct paml_op *op, struct paml_op **dropped)
+{
+    struct paml_op *head;
+    bool excess;
+
+    *dropped = NULL;
+    if (queue_count(queue, op, &excess) != PAML_OK) {
+        return PAML_ERR_QUEUE;
+    }
+    paml_op_set_state(op, PAML_OP_WAITING);
+    atomic_store_explicit(&queue->pusher_cpu, sched_getcpu(), memory_order_relaxed);
+    head = atomic_load_explicit(&queue->inbox, memory_order_relaxed);
+    do {
+        if (head == INBOX_CLOSED) {
+            paml_op_set_state(op, PAML_OP_NEW);
+            amount_add(&queue->pushed.rows, -(int64_t)op->rows);
+            amount_add(&queue->pushed.bytes, -(int64_t)op->bytes);
+            return PAML_ERR_CLOSED;
+        }
+        op->next = head;
+        /* seq_cst: a release for the op's contents, paired with the exchange in
+           queue_sort_inbox; and ordered before the loads of spinners and sleepers,
+           which pair with the worker's stores to them before its last look here. */
+    } while (!atomic_compare_exchange_weak_explicit(
+        &queue->inbox, &head, op, memory_order_seq_cst, memory_order_relaxed));
+    /* A spinning worker sees a first op by itself. It counts itself out before it
+       takes, so an op pushed after that finds spinners at 0 and wakes a sleeper. */
+    if (head != NULL ||
+        atomic_load_explicit(&queue->spinners, memory_order_seq_cst) == 0) {
+        queue_wake_one(queue);
+    }
+    if (excess) {
+        *dropped = queue_drop(queue);
+    }
+    return PAML_OK;
 }
 
 /* Thread: worker. Locks: none. Whether a look under the lock would find something. */
@@ -283,70 +371,109 @@ queue_await_burst(struct paml_queue *queue)
     }
 }
 
+/* Waits on `wake`, until the moment (0: for ever). */
+static int
+queue_doze(struct paml_queue *queue, int64_t until_ns)
+{
+    struct timespec until = {until_ns / PAML_SECOND, until_ns % PAML_SECOND};
+
+    return until_ns == 0 ? sem_wait(&queue->wake)
+                         : sem_clockwait(&queue->wake, CLOCK_MONOTONIC, &until);
+}
+
+/* Takes oneself off `sleepers`. False: somebody has, and posts. */
+static bool
+queue_count_out(struct paml_queue *queue)
+{
+    int sleepers = atomic_load_explicit(&queue->sleepers, memory_order_seq_cst);
+
+    while (sleepers > 0) {
+        if (atomic_compare_exchange_weak_explicit(&queue->sleepers, &sleepers,
+                                                  sleepers - 1, memory_order_seq_cst,
+                                                  memory_order_seq_cst)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Thread: worker. Locks: takes `lock`. */
 static void
-queue_sleep(struct paml_queue *queue)
+queue_sleep(struct paml_queue *queue, int64_t until_ns)
 {
-    int sleepers;
     bool news;
 
     atomic_fetch_add_explicit(&queue->sleepers, 1, memory_order_seq_cst);
     /* Under the lock, so that no op is just then between inbox and list. */
     pthread_mutex_lock(&queue->lock);
-    news = paml_queue_has_news(queue);
+    news = until_ns == 0 ? paml_queue_has_news(queue)
+                         : atomic_load_explicit(&queue->inbox, memory_order_seq_cst) !=
+                               NULL;
     pthread_mutex_unlock(&queue->lock);
-    if (news) {
-        /* Count out again, unless somebody already owes us a post. */
-        sleepers = atomic_load_explicit(&queue->sleepers, memory_order_seq_cst);
-        while (sleepers > 0) {
-            if (atomic_compare_exchange_weak_explicit(
-                    &queue->sleepers, &sleepers, sleepers - 1, memory_order_seq_cst,
-                    memory_order_seq_cst)) {
-                return;
-            }
-        }
+    if (news && queue_count_out(queue)) {
+        return;
     }
     paml_queue_attend(-1);
-    while (sem_wait(&queue->wake) < 0 && errno == EINTR) {
+    while (queue_doze(queue, until_ns) < 0) {
+        if (errno == ETIMEDOUT && queue_count_out(queue)) {
+            break;
+        }
+        if (errno == ETIMEDOUT) {
+            until_ns = 0; /* the post is on its way */
+        }
     }
     paml_queue_attend(1);
 }
 
 /* Thread: worker. GIL: not held. Locks: takes `lock`. */
-struct paml_op *
-paml_queue_take(struct paml_queue *queue, bool *closed)
+void
+paml_queue_take(struct paml_queue *queue, const struct paml_cost_model *cost,
+                int64_t last_run_ns, struct paml_batch *batch, bool *closed)
 {
-    struct paml_op *op;
     bool more;
 
     *closed = false;
+    batch->n = 0;
+    batch->hopeless = NULL;
+    batch->wait_until_ns = 0;
     if (atomic_load_explicit(&queue->listed, memory_order_relaxed) == 0 &&
         queue_is_held(queue)) {
-        return NULL;
+        return;
     }
     pthread_mutex_lock(&queue->lock);
     *closed = queue_sort_inbox(queue, NULL);
-    op = queue->first;
-    if (op != NULL) {
-        queue_unlink(queue, op);
-        paml_op_set_state(op, PAML_OP_CLAIMED);
+    if (queue->schedule.count > 0) {
+        paml_schedule_take(&queue->schedule, cost, last_run_ns, paml_now_ns(), *closed,
+                           batch);
+        for (uint32_t i = 0; i < batch->n; i++) {
+            queue_uncount(queue, batch->ops[i]);
+        }
+        for (struct paml_op *op = batch->hopeless; op != NULL; op = op->next) {
+            queue_uncount(queue, op);
+        }
+        queue_publish(queue);
     }
-    more = queue->first != NULL;
+    more = queue->schedule.count > 0;
+    *closed = *closed && !more;
     pthread_mutex_unlock(&queue->lock);
-    if (more) {
+    if (more && batch->n > 0) {
         queue_wake_one(queue);
     }
-    return op;
 }
 
-/* Thread: worker. GIL: not held. Locks: none. */
+/* Thread: worker. GIL: not held. Locks: takes `lock`. */
 void
-paml_queue_wait(struct paml_queue *queue, struct paml_patience *patience)
+paml_queue_wait(struct paml_queue *queue, struct paml_patience *patience,
+                int64_t until_ns)
 {
     int64_t dry_ns = paml_now_ns(), gap;
 
+    if (until_ns != 0) {
+        queue_sleep(queue, until_ns); /* what is listed waits too */
+        return;
+    }
     if (!paml_queue_has_news(queue) && !queue_spin(queue, patience)) {
-        queue_sleep(queue);
+        queue_sleep(queue, 0);
     }
     queue_await_burst(queue);
     /* A long silence must not take long to unlearn. */
@@ -365,7 +492,9 @@ paml_queue_remove(struct paml_queue *queue, struct paml_op *op)
     waiting = atomic_load_explicit(&op->state, memory_order_relaxed) == PAML_OP_WAITING;
     if (waiting) {
         queue_sort_inbox(queue, NULL);
-        queue_unlink(queue, op);
+        paml_schedule_remove(&queue->schedule, op);
+        queue_uncount(queue, op);
+        queue_publish(queue);
         paml_op_set_state(op, PAML_OP_NEW);
     }
     pthread_mutex_unlock(&queue->lock);
@@ -376,15 +505,15 @@ paml_queue_remove(struct paml_queue *queue, struct paml_op *op)
 int64_t
 paml_queue_oldest(struct paml_queue *queue)
 {
-    int64_t oldest = INT64_MAX;
+    const struct paml_op *oldest;
+    int64_t submitted_ns;
 
     pthread_mutex_lock(&queue->lock);
     queue_sort_inbox(queue, NULL);
-    for (const struct paml_op *op = queue->first; op != NULL; op = op->next) {
-        oldest = op->submitted_ns < oldest ? op->submitted_ns : oldest;
-    }
+    oldest = queue->schedule.oldest;
+    submitted_ns = oldest != NULL ? oldest->submitted_ns : INT64_MAX;
     pthread_mutex_unlock(&queue->lock);
-    return oldest;
+    return submitted_ns;
 }
 
 /* Thread: any. Locks: takes `lock`. */
@@ -410,13 +539,12 @@ paml_queue_empty(struct paml_queue *queue)
 
     pthread_mutex_lock(&queue->lock);
     queue_sort_inbox(queue, NULL);
-    list = queue->first;
+    list = paml_schedule_take_all(&queue->schedule);
     for (op = list; op != NULL; op = op->next) {
         paml_op_set_state(op, PAML_OP_CLAIMED);
         queue_uncount(queue, op);
     }
-    queue->first = queue->last = NULL;
-    atomic_store_explicit(&queue->listed, 0, memory_order_relaxed);
+    queue_publish(queue);
     pthread_mutex_unlock(&queue->lock);
     return list;
 }

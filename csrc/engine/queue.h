@@ -1,12 +1,15 @@
-/* Ops waiting for a worker: a lock-free inbox in front of an ordered list.
+/* Ops waiting for a worker: a lock-free inbox in front of a schedule.
  *
  * Pushing is one compare-and-swap, so that the loop's thread never waits for a worker
- * that holds the lock. Workers move the inbox to the list, most urgent first and first
- * come first served within a priority, and take from its front.
+ * that holds the lock. Workers move the inbox to the schedule, and take from that what
+ * runs next.
  *
- * Lock: `lock` guards the list and the state of every op in it. It is held for a few
- * dozen nanoseconds and nothing is called under it. `inbox`, `rows`, `bytes`,
- * `spinners` and `sleepers` are atomics, touched with or without it.
+ * Lock: `lock` guards the schedule and the state of every op in it. It is held for as
+ * long as a run is chosen, and nothing is called under it. Everything else is atomic.
+ *
+ * Counting: pushers add to `pushed`, whoever takes an op out adds to `gone`, each on a
+ * cache line of its own. What waits is the difference; a pusher looks at `gone` only
+ * when the bound seems reached by what it knew of it.
  *
  * Bursts: a thread that is about to push many ops (a loop that runs the callbacks of
  * many results) holds the queue meanwhile. Workers with nothing else to do then let the
@@ -27,26 +30,32 @@
 #include <stdbool.h>
 
 #include "op.h"
+#include "schedule.h"
 
-enum paml_when_full { PAML_FULL_WAIT, PAML_FULL_REJECT };
+enum paml_when_full { PAML_FULL_WAIT, PAML_FULL_REJECT, PAML_FULL_DROP };
 
 struct paml_queue_limits {
-    int64_t max_rows;  /* REJECT: refused past this; WAIT: no bound on rows */
+    int64_t max_rows;  /* past it ops are parked, refused, or the lowest are dropped */
     int64_t max_bytes; /* of inputs; refused past this in either case */
     enum paml_when_full when_full;
 };
 
+struct paml_amount {
+    atomic_int_least64_t rows, bytes;
+};
+
 struct paml_queue {
-    _Alignas(64) _Atomic(struct paml_op *) inbox;    /* newest first, or INBOX_CLOSED */
-    atomic_int_least64_t rows, bytes;                /* waiting: inbox and list */
+    _Alignas(64) _Atomic(struct paml_op *) inbox; /* newest first, or INBOX_CLOSED */
+    struct paml_amount pushed, known_gone;
     atomic_int pusher_cpu;                           /* the last push came from there */
     _Alignas(64) atomic_int_least64_t hold_until_ns; /* 0: not held */
     _Alignas(64) atomic_int sleepers;
     atomic_int spinners;
     sem_t wake;
     _Alignas(64) pthread_mutex_t lock;
-    struct paml_op *first, *last; /* the list */
-    atomic_int listed;            /* its length; written under lock */
+    struct paml_amount gone;
+    atomic_int listed; /* ops in the schedule that may be taken; written under lock */
+    struct paml_schedule schedule;
     struct paml_queue_limits limits;
 };
 
@@ -57,26 +66,36 @@ struct paml_patience {
     int64_t usual_ns; /* moving average of the gaps between running dry and new work */
 };
 
-void paml_queue_init(struct paml_queue *queue, const struct paml_queue_limits *limits);
+void paml_queue_init(struct paml_queue *queue, const struct paml_batching *batching,
+                     const struct paml_queue_limits *limits);
 void paml_queue_destroy(struct paml_queue *queue); /* must be empty */
 
 /* PAML_OK: the op is the queue's. PAML_ERR_QUEUE (full) or PAML_ERR_CLOSED: it stays
-   the caller's. */
-int paml_queue_push(struct paml_queue *queue, struct paml_op *op);
+   the caller's. `*dropped`: ops that had to go instead, CLAIMED and the caller's to
+   answer, linked by next; the op itself may be among them. */
+int paml_queue_push(struct paml_queue *queue, struct paml_op *op,
+                    struct paml_op **dropped);
+
+/* What waits, in rows and bytes. */
+int64_t paml_queue_rows(struct paml_queue *queue);
+int64_t paml_queue_bytes(struct paml_queue *queue);
 
 /* Opens a burst or keeps it open, and closes it. */
 void paml_queue_hold(struct paml_queue *queue, int64_t now_ns);
 void paml_queue_let_go(struct paml_queue *queue);
 
-/* The next op, CLAIMED, without waiting. NULL: there is none, or a burst is growing;
-   `*closed` then says whether there never will be. */
-struct paml_op *paml_queue_take(struct paml_queue *queue, bool *closed);
+/* What runs next, in `batch`, without waiting; see paml_schedule_take(). An empty batch:
+   there is nothing, or a burst is growing, or a batch waits for more until
+   batch->wait_until_ns; `*closed` then says whether there never will be. */
+void paml_queue_take(struct paml_queue *queue, const struct paml_cost_model *cost,
+                     int64_t last_run_ns, struct paml_batch *batch, bool *closed);
 
 /* Whether a take would find something, or the end. */
 bool paml_queue_has_news(struct paml_queue *queue);
 
-/* Returns when a take may find something. */
-void paml_queue_wait(struct paml_queue *queue, struct paml_patience *patience);
+/* Returns when a take may find something, or at `until_ns` (0: never). */
+void paml_queue_wait(struct paml_queue *queue, struct paml_patience *patience,
+                     int64_t until_ns);
 
 /* Workers come (1) and go (-1). */
 void paml_queue_attend(int workers);

@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 #define PAML_HISTOGRAM_BUCKETS 192
+#define PAML_RELEASES_MOST 8
 
 struct paml_histogram {
     atomic_uint_least64_t counts[PAML_HISTOGRAM_BUCKETS];
@@ -24,6 +25,10 @@ struct paml_worker_stats {
     atomic_uint_least64_t busy_ns;
     atomic_int_least64_t running_since_ns; /* 0: not in a run */
     struct paml_histogram wait, run;       /* ns in the queue; ns in the backend */
+    /* Of runs: how many, rows in all, requests in all, why each began (schedule.h), and
+       the cells of padded inputs with and without the padding. */
+    atomic_uint_least64_t runs, rows, requests, releases[PAML_RELEASES_MOST];
+    atomic_uint_least64_t cells, real_cells;
 };
 
 /* Thread: the counter's one writer. */

@@ -1,7 +1,9 @@
 #include "worker.h"
 
+#include "budget.h"
 #include "clock.h"
 #include "mailbox.h"
+#include "serve.h"
 #include "thread.h"
 
 /* Loads the program (worker 0) or waits for it. NULL: there will be none.
@@ -13,6 +15,7 @@ worker_program(struct paml_worker *worker)
     struct paml_load_spec spec = {.path = model->path,
                                   .entry = model->entry_name,
                                   .options = model->backend_options};
+    const struct paml_entry *entry;
     struct paml_error error = {0};
     void *program = NULL;
 
@@ -21,9 +24,16 @@ worker_program(struct paml_worker *worker)
             paml_model_failed(model, &error);
             return NULL;
         }
+        entry = model->backend->describe(program);
+        if (paml_batching_build(&model->batching, &model->batching_options, entry,
+                                &error) != PAML_OK) {
+            model->backend->unload(program);
+            paml_model_failed(model, &error);
+            return NULL;
+        }
         pthread_mutex_lock(&model->lock);
         model->program = program;
-        model->entry = model->backend->describe(program);
+        model->entry = entry;
         pthread_cond_broadcast(&model->loaded);
         pthread_mutex_unlock(&model->lock);
         return program;
@@ -37,35 +47,6 @@ worker_program(struct paml_worker *worker)
     return program;
 }
 
-/* First calls are slow (kernels are picked, graphs specialised): make them before
-   anybody waits. The example's op stays in `opening` until every instance is warm.
-   Thread: worker. Locks: none. */
-static int
-worker_warm_up(struct paml_worker *worker, void *instance, struct paml_error *error)
-{
-    struct paml_model *model = worker->model;
-    struct paml_op *example;
-    struct paml_outputs outputs;
-    int code = PAML_OK;
-
-    pthread_mutex_lock(&model->lock);
-    example = model->opening;
-    pthread_mutex_unlock(&model->lock);
-    if (example == NULL || example->n_inputs == 0) {
-        return PAML_OK;
-    }
-    paml_outputs_init(&outputs);
-    for (int i = 0; i < model->warmup_runs && code == PAML_OK; i++) {
-        struct paml_run run = {.inputs = example->inputs,
-                               .n_inputs = example->n_inputs,
-                               .n_arguments = example->n_arguments,
-                               .outputs = &outputs};
-        code = model->backend->run(instance, &run, error);
-        paml_outputs_clear(&outputs);
-    }
-    return code;
-}
-
 /* --- ringing ---
 
    Waking a loop that sleeps costs the waker ten microseconds and more on a virtual
@@ -77,8 +58,8 @@ worker_warm_up(struct paml_worker *worker, void *instance, struct paml_error *er
 #define GRACE_SHARE 4
 #define GRACE_MOST_NS 2000000
 
-static void
-worker_pay(struct paml_worker *worker)
+void
+paml_worker_pay(struct paml_worker *worker)
 {
     struct paml_mailbox *mailbox = worker->debt.mailbox;
 
@@ -88,76 +69,92 @@ worker_pay(struct paml_worker *worker)
     }
 }
 
-/* After a run. Thread: worker. Locks: none. */
-static void
-worker_post(struct paml_worker *worker, struct paml_op *op, int64_t run_ns,
-            int64_t now_ns)
+/* Thread: worker. Locks: none. */
+void
+paml_worker_post(struct paml_worker *worker, struct paml_op *op, int64_t now_ns)
 {
     struct paml_debt *debt = &worker->debt;
     struct paml_mailbox *mailbox = op->mailbox;
-    int64_t grace_ns = (now_ns - op->submitted_ns) / GRACE_SHARE, next_ns;
+    int64_t grace_ns = (now_ns - op->submitted_ns) / GRACE_SHARE;
+
+    if (!paml_mailbox_post_quietly(mailbox, op)) {
+        return;
+    }
+    if (debt->mailbox == mailbox) {
+        paml_mailbox_unref(mailbox); /* the loop came by itself: nothing was owed */
+    } else {
+        paml_worker_pay(worker);
+    }
+    debt->mailbox = mailbox;
+    debt->due_ns = now_ns + (grace_ns < GRACE_MOST_NS ? grace_ns : GRACE_MOST_NS);
+}
+
+/* After a run: rings, unless the next one will have ended before it is due.
+   Thread: worker. Locks: none. */
+static void
+worker_ring(struct paml_worker *worker, int64_t begun_ns)
+{
+    struct paml_debt *debt = &worker->debt;
+    int64_t now_ns = paml_now_ns(), run_ns = now_ns - begun_ns, next_ns;
 
     debt->usual_run_ns += (run_ns - debt->usual_run_ns) / 8;
     next_ns = now_ns + (run_ns > debt->usual_run_ns ? run_ns : debt->usual_run_ns);
-    if (paml_mailbox_post_quietly(mailbox, op)) {
-        if (debt->mailbox == mailbox) {
-            paml_mailbox_unref(mailbox); /* the loop came by itself: nothing is owed */
-        } else {
-            worker_pay(worker);
-        }
-        debt->mailbox = mailbox;
-        debt->due_ns = now_ns + (grace_ns < GRACE_MOST_NS ? grace_ns : GRACE_MOST_NS);
-        if (next_ns < debt->due_ns && paml_queue_has_news(&worker->model->queue)) {
-            paml_mailbox_set_alarm(mailbox, now_ns);
-            return;
-        }
+    if (debt->mailbox == NULL) {
+        return;
     }
-    if (debt->mailbox != NULL && next_ns >= debt->due_ns) {
-        worker_pay(worker);
+    if (next_ns < debt->due_ns && paml_queue_has_news(&worker->model->queue)) {
+        paml_mailbox_set_alarm(debt->mailbox, now_ns);
+    } else {
+        paml_worker_pay(worker);
     }
 }
 
-/* Thread: worker. Locks: none. */
-static void
-worker_run(struct paml_worker *worker, void *instance, struct paml_op *op,
-           struct paml_error *error)
-{
-    struct paml_worker_stats *stats = &worker->stats;
-    struct paml_run run = {.inputs = op->inputs,
-                           .n_inputs = op->n_inputs,
-                           .n_arguments = op->n_arguments,
-                           .outputs = &op->outputs,
-                           .deadline_ns = op->deadline_ns};
-    int64_t begun = paml_now_ns(), ended;
+/* --- the budget --- */
 
-    if (op->deadline_ns != 0 && begun >= op->deadline_ns) {
-        paml_op_fail(op, PAML_ERR_DEADLINE, NULL);
-        paml_count(&stats->expired, 1);
-        paml_mailbox_post(op->mailbox, op);
-        return;
-    }
-    atomic_store_explicit(&stats->running_since_ns, begun, memory_order_relaxed);
-    if (worker->model->backend->run(instance, &run, error) != PAML_OK) {
-        if (error->code != PAML_ERR_PYTHON) {
-            paml_outputs_clear(&op->outputs);
+static void
+worker_take_tokens(struct paml_worker *worker)
+{
+    const struct paml_model *model = worker->model;
+
+    if (!worker->has_tokens && model->backend->computes &&
+        worker->device.device_type == kDLCPU) {
+        if (paml_budget_wanted()) {
+            paml_worker_pay(worker); /* it may have to wait */
         }
-        paml_op_fail(op, error->code, error->message);
-        paml_count(&stats->failed, 1);
-    } else {
-        if (worker->home != NULL) {
-            paml_home_send(worker->home, &op->outputs);
-        }
-        paml_count(&stats->completed, 1);
+        paml_budget_acquire(model->threads);
+        worker->has_tokens = true;
     }
-    ended = paml_now_ns();
-    atomic_store_explicit(&stats->running_since_ns, 0, memory_order_relaxed);
-    paml_count(&stats->busy_ns, (uint64_t)(ended - begun));
-    paml_histogram_add(&stats->wait, begun - op->submitted_ns);
-    paml_histogram_add(&stats->run, ended - begun);
-    worker_post(worker, op, ended - begun, ended);
-    if (worker->home != NULL) {
-        paml_home_clean(worker->home);
+}
+
+static void
+worker_give_tokens(struct paml_worker *worker)
+{
+    if (worker->has_tokens) {
+        worker->has_tokens = false;
+        paml_budget_release(worker->model->threads);
     }
+}
+
+/* First calls are slow (kernels are picked, graphs specialised): make them before
+   anybody waits. The example's op stays in `opening` until every instance is warm.
+   Thread: worker. Locks: none. */
+static int
+worker_warm_up(struct paml_worker *worker, void *instance, struct paml_error *error)
+{
+    struct paml_model *model = worker->model;
+    struct paml_op *example;
+    int code;
+
+    pthread_mutex_lock(&model->lock);
+    example = model->opening;
+    pthread_mutex_unlock(&model->lock);
+    if (example == NULL || example->n_inputs == 0 || model->warmup_runs == 0) {
+        return PAML_OK;
+    }
+    worker_take_tokens(worker);
+    code = paml_serve_warm_up(worker, instance, example, model->warmup_runs, error);
+    worker_give_tokens(worker);
+    return code;
 }
 
 /* Nothing to do: sees to what is owed and kept, and waits. Thread: worker. Locks: the
@@ -165,10 +162,13 @@ worker_run(struct paml_worker *worker, void *instance, struct paml_op *op,
 static void
 worker_wait(struct paml_worker *worker)
 {
+    worker_give_tokens(worker);
+    paml_worker_pay(worker);
     if (worker->home != NULL) {
         paml_home_rest(worker->home);
     }
-    paml_queue_wait(&worker->model->queue, &worker->patience);
+    paml_queue_wait(&worker->model->queue, &worker->patience,
+                    worker->batch.wait_until_ns);
     if (worker->home != NULL) {
         paml_home_wake(worker->home);
     }
@@ -179,23 +179,34 @@ static void
 worker_serve(struct paml_worker *worker, void *instance, struct paml_error *error)
 {
     struct paml_queue *queue = &worker->model->queue;
-    struct paml_op *op;
+    int64_t begun_ns;
     bool closed = false;
 
     worker->home = paml_home_new();
     paml_queue_attend(1);
     while (!closed) {
-        op = paml_queue_take(queue, &closed);
-        if (op != NULL) {
-            worker_run(worker, instance, op, error);
-            closed = false;
-        } else {
-            worker_pay(worker);
+        worker_take_tokens(worker);
+        paml_queue_take(queue, &worker->cost, worker->last_run_ns, &worker->batch,
+                        &closed);
+        if (worker->batch.n == 0 && worker->batch.hopeless == NULL) {
             if (!closed) {
                 worker_wait(worker);
             }
+            continue;
+        }
+        closed = false;
+        begun_ns = paml_now_ns();
+        paml_serve_batch(worker, instance, error);
+        worker_ring(worker, begun_ns);
+        if (worker->home != NULL) {
+            paml_home_clean(worker->home);
+        }
+        if (paml_budget_wanted()) {
+            worker_give_tokens(worker);
         }
     }
+    worker_give_tokens(worker);
+    paml_worker_pay(worker);
     paml_queue_attend(-1);
     if (worker->home != NULL) {
         paml_home_leave(worker->home);

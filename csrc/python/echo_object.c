@@ -33,23 +33,24 @@ static const struct request_kind watch_kind = {.remove = watch_remove,
 static PyObject *
 EchoScript_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"delay", "busy", NULL};
-    double delay = 0.0;
+    static char *names[] = {"delay", "busy", "delay_per_row", NULL};
+    double delay = 0.0, per_row = 0.0;
     int busy = 0;
     EchoScriptObj *self;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|dp:EchoScript", names, &delay,
-                                     &busy)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|dpd:EchoScript", names, &delay,
+                                     &busy, &per_row)) {
         return NULL;
     }
-    if (!(delay >= 0.0 && delay < 1e6)) {
+    if (!(delay >= 0.0 && delay < 1e6 && per_row >= 0.0 && per_row < 1e6)) {
         PyErr_SetString(PyExc_ValueError, "delay: expected seconds, 0 or more");
         return NULL;
     }
     self = (EchoScriptObj *)type->tp_alloc(type, 0);
     if (self != NULL) {
         self->state = paml_state_of_type(type);
-        self->echo = paml_echo_new((int64_t)(delay * 1e9), busy != 0);
+        self->echo = paml_echo_new((int64_t)(delay * 1e9), (int64_t)(per_row * 1e9),
+                                   busy != 0);
         if (self->echo == NULL) {
             Py_DECREF(self);
             return PyErr_NoMemory();
@@ -101,6 +102,30 @@ EchoScript_fail(EchoScriptObj *self, PyObject *args)
     }
     paml_echo_fail(self->echo, runs, memory ? PAML_ERR_MEMORY : PAML_ERR_BACKEND,
                    message);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+EchoScript_poison(EchoScriptObj *self, PyObject *value)
+{
+    double number = value == Py_None ? 0.0 : PyFloat_AsDouble(value);
+
+    if (number == -1.0 && PyErr_Occurred()) {
+        return NULL;
+    }
+    paml_echo_poison(self->echo, value != Py_None, number);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+EchoScript_limit(EchoScriptObj *self, PyObject *rows)
+{
+    long long count = PyLong_AsLongLong(rows);
+
+    if (count == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    paml_echo_limit(self->echo, count);
     Py_RETURN_NONE;
 }
 
@@ -160,6 +185,10 @@ static PyMethodDef EchoScript_methods[] = {
      "Let so many runs through; None: open the gate."},
     {"fail", (PyCFunction)EchoScript_fail, METH_VARARGS,
      "fail(runs, memory, message): the next runs fail."},
+    {"poison", (PyCFunction)EchoScript_poison, METH_O,
+     "Runs fail whose first input holds this number; None: none."},
+    {"limit", (PyCFunction)EchoScript_limit, METH_O,
+     "Runs of more rows run out of memory; 0: none."},
     {"begun", (PyCFunction)EchoScript_begun, METH_O,
      "A Future that is done when so many runs have begun."},
     {"seen", (PyCFunction)EchoScript_seen, METH_NOARGS, "(begun, finished, rows)"},

@@ -194,6 +194,19 @@ check_inputs_reachable(ModelObj *self, struct paml_request *request)
     return 0;
 }
 
+/* What of its inputs lets it share a run. */
+static int
+classify(ModelObj *self, struct paml_request *request)
+{
+    struct paml_error error;
+
+    if (paml_batch_classify(&self->model->batching, &request->op, &error) != PAML_OK) {
+        PyErr_SetString(self->state->InputError, error.message);
+        return -1;
+    }
+    return 0;
+}
+
 /* The request is ready: gives it to the queue. Returns the future, a new reference;
    NULL with an error set where the call itself was wrong. */
 static PyObject *
@@ -285,6 +298,9 @@ Model_infer(ModelObj *self, PyObject *const *args, Py_ssize_t nargs, PyObject *k
             census.torch > 0 && census.other == 0 ? FLAVOUR_TORCH : FLAVOUR_NUMPY;
         if (status == 0) {
             status = check_inputs_reachable(self, request);
+        }
+        if (status == 0 && self->model->batching_options.max_rows > 0) {
+            status = classify(self, request);
         }
     }
 

@@ -127,7 +127,7 @@ parse_devices(ModelObj *self, PyObject *devices)
 PyDoc_STRVAR(
     Model_doc,
     "Model(backend, options, *, name, path, entry, devices, instances, threads,\n"
-    "      warmup_runs, spin_ns, max_rows, max_bytes, reject)\n--\n\n"
+    "      warmup_runs, spin_ns, max_rows, max_bytes, when_full, batching)\n--\n\n"
     "The C half of pyasyncml.Model; made by pyasyncml.load().");
 
 static int
@@ -136,19 +136,19 @@ Model_init(ModelObj *self, PyObject *args, PyObject *kwargs)
     static char *names[] = {"backend",     "options", "name",      "path",
                             "entry",       "devices", "instances", "threads",
                             "warmup_runs", "spin_ns", "max_rows",  "max_bytes",
-                            "reject",      NULL};
+                            "when_full",   "batching", NULL};
     struct module_state *state = paml_state_of_type(Py_TYPE(self));
     struct paml_model_options options = {0};
     const struct paml_backend *backend;
-    PyObject *capsule, *python_options, *name, *devices;
+    PyObject *capsule, *python_options, *name, *devices, *batching;
     long long spin_ns, max_rows, max_bytes;
-    int reject;
+    int when_full;
 
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "OO$UzzO!iiiLLLp", names, &capsule, &python_options, &name,
+            args, kwargs, "OO$UzzO!iiiLLLiO", names, &capsule, &python_options, &name,
             &options.load.path, &options.load.entry, &PyTuple_Type, &devices,
             &options.instances, &options.threads, &options.warmup_runs, &spin_ns,
-            &max_rows, &max_bytes, &reject)) {
+            &max_rows, &max_bytes, &when_full, &batching)) {
         return -1;
     }
     if (state == NULL || paml_usable(state) < 0) {
@@ -179,7 +179,7 @@ Model_init(ModelObj *self, PyObject *args, PyObject *kwargs)
     options.spin_ns = spin_ns;
     options.limits.max_rows = max_rows;
     options.limits.max_bytes = max_bytes;
-    options.limits.when_full = reject ? PAML_FULL_REJECT : PAML_FULL_WAIT;
+    options.limits.when_full = (enum paml_when_full)when_full;
     if (PyCapsule_CheckExact(python_options)) {
         options.load.options =
             PyCapsule_GetPointer(python_options, PyCapsule_GetName(python_options));
@@ -191,8 +191,12 @@ Model_init(ModelObj *self, PyObject *args, PyObject *kwargs)
     if (PyErr_Occurred() || options.name == NULL) {
         return -1;
     }
+    if (paml_parse_batching(batching, &options.batching) < 0) {
+        return -1;
+    }
     paml_threads_reap();
     self->model = paml_model_new(backend, &options);
+    PyMem_Free(options.batching.settings);
     if (self->model == NULL) {
         PyErr_NoMemory();
         return -1;

@@ -44,6 +44,10 @@ int paml_model_check(ModelObj *self);
 /* Copies the program's description, once it is there. -1 with an error set. */
 int paml_model_learn_signature(ModelObj *self);
 
+/* batching_object.c: None, or the tuple that pyasyncml._batching makes. The options
+   point into the object; their `settings` are the caller's to PyMem_Free(). */
+int paml_parse_batching(PyObject *object, struct paml_batching_options *options);
+
 /* infer.c. Inputs of a live module or of call(), opaque to the engine: args and kwargs
    (None: there are none) are stolen and may be NULL with an error set. */
 int paml_append_call(struct paml_request *request, PyObject *function, PyObject *args,

@@ -189,9 +189,27 @@ a_mailbox_outlives_its_owner_while_somebody_posts(void)
 static struct paml_op *
 take_now(struct paml_queue *queue)
 {
+    static struct paml_cost_model cost;
+    struct paml_batch batch;
+    struct paml_op *op;
     bool closed;
 
-    return paml_queue_take(queue, &closed);
+    paml_cost_init(&cost);
+    paml_batch_init(&batch);
+    paml_queue_take(queue, &cost, 0, &batch, &closed);
+    op = batch.n > 0 ? batch.ops[0] : NULL;
+    paml_batch_destroy(&batch);
+    return op;
+}
+
+static int
+push(struct paml_queue *queue, struct paml_op *op)
+{
+    struct paml_op *dropped;
+    int code = paml_queue_push(queue, op, &dropped);
+
+    CHECK(dropped == NULL);
+    return code;
 }
 
 static void
@@ -201,12 +219,12 @@ urgent_ops_come_first_and_equals_in_their_order(void)
     static const uint32_t expected[] = {5, 1, 4, 0, 2, 3};
     struct paml_queue queue;
 
-    paml_queue_init(&queue, &plenty);
+    paml_queue_init(&queue, NULL, &plenty);
     for (uint32_t i = 0; i < 6; i++) {
         struct paml_op *op = op_new(NULL);
         op->priority = priorities[i];
         op->rows = i;
-        CHECK(paml_queue_push(&queue, op) == PAML_OK);
+        CHECK(push(&queue, op) == PAML_OK);
     }
     for (int i = 0; i < 6; i++) {
         struct paml_op *op = take_now(&queue);
@@ -223,19 +241,19 @@ a_bound_refuses_and_leaves_the_op_with_its_owner(void)
     struct paml_queue queue;
     struct paml_op *op = op_new(NULL), *small = op_new(NULL);
 
-    paml_queue_init(&queue, &two);
+    paml_queue_init(&queue, NULL, &two);
     op->bytes = 101;
-    CHECK(paml_queue_push(&queue, op) == PAML_ERR_QUEUE);
+    CHECK(push(&queue, op) == PAML_ERR_QUEUE);
     op->bytes = 100;
-    CHECK(paml_queue_push(&queue, op) == PAML_OK);
+    CHECK(push(&queue, op) == PAML_OK);
     small->bytes = 1;
-    CHECK(paml_queue_push(&queue, small) == PAML_ERR_QUEUE);
+    CHECK(push(&queue, small) == PAML_ERR_QUEUE);
     CHECK(paml_queue_remove(&queue, op));
     CHECK(!paml_queue_remove(&queue, op));
-    CHECK(paml_queue_push(&queue, small) == PAML_OK);
+    CHECK(push(&queue, small) == PAML_OK);
     small->next = NULL;
     CHECK(paml_queue_empty(&queue) == small);
-    CHECK(atomic_load(&queue.rows) == 0 && atomic_load(&queue.bytes) == 0);
+    CHECK(paml_queue_rows(&queue) == 0 && paml_queue_bytes(&queue) == 0);
     op_free(op);
     op_free(small);
     paml_queue_destroy(&queue);
@@ -247,11 +265,11 @@ a_closed_queue_serves_what_it_has_and_takes_no_more(void)
     struct paml_queue queue;
     struct paml_op *op = op_new(NULL), *late = op_new(NULL);
 
-    paml_queue_init(&queue, &plenty);
-    CHECK(paml_queue_push(&queue, op) == PAML_OK);
+    paml_queue_init(&queue, NULL, &plenty);
+    CHECK(push(&queue, op) == PAML_OK);
     paml_queue_close(&queue);
     paml_queue_close(&queue);
-    CHECK(paml_queue_push(&queue, late) == PAML_ERR_CLOSED);
+    CHECK(push(&queue, late) == PAML_ERR_CLOSED);
     CHECK(take_now(&queue) == op);
     CHECK(take_now(&queue) == NULL);
     op_free(op);
@@ -268,7 +286,7 @@ inputs_come_back_with_any_strides(void)
     int64_t shape[] = {3, 2}, strides[] = {1, 3};
     struct paml_mailbox *mailbox = paml_mailbox_new();
     struct paml_op *rest = NULL, *op;
-    struct paml_echo *echo = paml_echo_new(0, false);
+    struct paml_echo *echo = paml_echo_new(0, 0, false);
     struct paml_model *model = echo_model(echo, 1, &plenty, mailbox, &rest);
     struct paml_value input = {.kind = PAML_TENSOR,
                                .tensor = {.data = data,
@@ -301,12 +319,15 @@ expired_work_is_not_run(void)
 {
     struct paml_mailbox *mailbox = paml_mailbox_new();
     struct paml_op *rest = NULL, *first, *late;
-    struct paml_echo *echo = paml_echo_new(0, false);
+    struct paml_echo *echo = paml_echo_new(0, 0, false);
     struct paml_model *model = echo_model(echo, 1, &plenty, mailbox, &rest);
 
     paml_echo_hold(echo);
     first = op_new(mailbox);
     CHECK(paml_model_submit(model, first) == PAML_OK);
+    while (paml_queue_rows(&model->queue) > 0) {
+        /* The worker has it: nothing overtakes. */
+    }
     late = op_new(mailbox);
     late->deadline_ns = paml_now_ns() + 1;
     CHECK(paml_model_submit(model, late) == PAML_OK);
@@ -326,7 +347,7 @@ closing_without_draining_answers_what_waits(void)
 {
     struct paml_mailbox *mailbox = paml_mailbox_new();
     struct paml_op *rest = NULL, *running, *waiting, *closed;
-    struct paml_echo *echo = paml_echo_new(0, false);
+    struct paml_echo *echo = paml_echo_new(0, 0, false);
     struct paml_model *model = echo_model(echo, 1, &plenty, mailbox, &rest);
     struct paml_op *begun = op_new(mailbox);
 
@@ -419,7 +440,7 @@ every_op_of_many_threads_ends_exactly_once(void)
 {
     struct paml_mailbox *mailbox = paml_mailbox_new();
     struct paml_op *rest = NULL;
-    struct paml_echo *echo = paml_echo_new(0, false);
+    struct paml_echo *echo = paml_echo_new(0, 0, false);
     struct paml_model *model = echo_model(echo, 3, &plenty, mailbox, &rest);
     struct client clients[CLIENTS];
 

@@ -94,6 +94,7 @@ const struct paml_backend paml_torch_backend = {
     .run = torch_run,
     .close = torch_close,
     .devices = torch_devices,
+    .computes = 1,
 };
 
 } // extern "C"

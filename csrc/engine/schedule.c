@@ -1,0 +1,611 @@
+#include "schedule.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "plan.h"
+
+/* One run in so many is led by the oldest op, once it has seen so many runs begin. */
+#define AGEING_TURN 8
+#define AGEING_RUNS 64
+
+/* How many ops beyond a full batch are looked at for similar lengths, or for deadlines:
+   so many times max_rows, and never more than can be planned. */
+#define WINDOW_BATCHES 4
+
+/* Padding may add a third to the cells of a batch. */
+#define PADDING_NUMERATOR 4
+#define PADDING_DENOMINATOR 3
+
+/* A cost counts against deadlines once it was seen in so many runs. */
+#define TRUSTED_RUNS 4
+
+/* An estimate by which nothing can be met is tried again after so long. */
+#define PROBE_NS INT64_C(1000000000)
+
+void
+paml_schedule_init(struct paml_schedule *schedule, const struct paml_batching *batching,
+                   int64_t max_rows)
+{
+    memset(schedule, 0, sizeof(*schedule));
+    schedule->batching = batching;
+    schedule->max_rows = max_rows;
+    paml_order_init(&schedule->alone.order);
+}
+
+void
+paml_schedule_destroy(struct paml_schedule *schedule)
+{
+    struct paml_group *group;
+
+    while ((group = schedule->spare) != NULL) {
+        schedule->spare = group->next;
+        free(group);
+    }
+}
+
+/* --- groups --- */
+
+static struct paml_group **
+group_chain(struct paml_schedule *schedule, uint64_t key)
+{
+    return &schedule->chains[key % PAML_GROUP_CHAINS];
+}
+
+/* The group of the key, made if need be; ops run alone where memory runs out. */
+static struct paml_group *
+group_for(struct paml_schedule *schedule, uint64_t key)
+{
+    struct paml_group **chain, *group;
+
+    if (key == 0 || schedule->batching == NULL) {
+        return &schedule->alone;
+    }
+    chain = group_chain(schedule, key);
+    for (group = *chain; group != NULL; group = group->chain) {
+        if (group->key == key) {
+            return group;
+        }
+    }
+    group = schedule->spare;
+    if (group != NULL) {
+        schedule->spare = group->next;
+    } else if ((group = malloc(sizeof(*group))) == NULL) {
+        return &schedule->alone;
+    }
+    memset(group, 0, sizeof(*group));
+    group->key = key;
+    paml_order_init(&group->order);
+    group->chain = *chain;
+    *chain = group;
+    return group;
+}
+
+static void
+group_link(struct paml_schedule *schedule, struct paml_group *group)
+{
+    group->previous = NULL;
+    group->next = schedule->groups;
+    if (group->next != NULL) {
+        group->next->previous = group;
+    }
+    schedule->groups = group;
+}
+
+/* An empty group is no longer looked at; one of a key goes. */
+static void
+group_unlink(struct paml_schedule *schedule, struct paml_group *group)
+{
+    struct paml_group **link;
+
+    *(group->previous != NULL ? &group->previous->next : &schedule->groups) =
+        group->next;
+    if (group->next != NULL) {
+        group->next->previous = group->previous;
+    }
+    if (group != &schedule->alone) {
+        for (link = group_chain(schedule, group->key); *link != group;
+             link = &(*link)->chain) {
+        }
+        *link = group->chain;
+        group->next = schedule->spare;
+        schedule->spare = group;
+    }
+}
+
+/* --- adding and removing --- */
+
+static void
+admit(struct paml_schedule *schedule, struct paml_op *op)
+{
+    struct paml_group *group = group_for(schedule, op->batch_key);
+
+    op->parked = false;
+    op->group = group;
+    op->sequence = schedule->sequence++;
+    op->runs_before = schedule->runs;
+    op->newer = NULL;
+    op->older = schedule->newest;
+    *(op->older != NULL ? &op->older->newer : &schedule->oldest) = op;
+    schedule->newest = op;
+    if (group->count++ == 0) {
+        group->since_ns = op->submitted_ns;
+        group_link(schedule, group);
+    }
+    paml_order_push(&group->order, op);
+    group->rows += op->rows;
+    schedule->rows += op->rows;
+    schedule->count++;
+}
+
+static void
+park(struct paml_schedule *schedule, struct paml_op *op)
+{
+    op->parked = true;
+    op->next = NULL;
+    op->previous = schedule->parked_last;
+    *(op->previous != NULL ? &op->previous->next : &schedule->parked_first) = op;
+    schedule->parked_last = op;
+}
+
+static void
+unpark(struct paml_schedule *schedule, struct paml_op *op)
+{
+    *(op->previous != NULL ? &op->previous->next : &schedule->parked_first) = op->next;
+    *(op->next != NULL ? &op->next->previous : &schedule->parked_last) = op->previous;
+    op->next = op->previous = NULL;
+}
+
+/* A request of more rows than are ever admitted has the place to itself. */
+static bool
+has_room(const struct paml_schedule *schedule, const struct paml_op *op)
+{
+    return schedule->count == 0 || schedule->rows + op->rows <= schedule->max_rows;
+}
+
+static void
+admit_parked(struct paml_schedule *schedule)
+{
+    struct paml_op *op;
+
+    while ((op = schedule->parked_first) != NULL && has_room(schedule, op)) {
+        unpark(schedule, op);
+        admit(schedule, op);
+    }
+}
+
+void
+paml_schedule_add(struct paml_schedule *schedule, struct paml_op *op)
+{
+    if (schedule->parked_first == NULL && has_room(schedule, op)) {
+        admit(schedule, op);
+    } else {
+        park(schedule, op);
+    }
+}
+
+/* What is left of the books once the op is out of its order. */
+static void
+forget(struct paml_schedule *schedule, struct paml_op *op)
+{
+    struct paml_group *group = op->group;
+    struct paml_op *head;
+
+    *(op->older != NULL ? &op->older->newer : &schedule->oldest) = op->newer;
+    *(op->newer != NULL ? &op->newer->older : &schedule->newest) = op->older;
+    op->older = op->newer = NULL;
+    op->group = NULL;
+    group->rows -= op->rows;
+    schedule->rows -= op->rows;
+    schedule->count--;
+    head = paml_order_peek(&group->order);
+    if (--group->count == 0) {
+        group_unlink(schedule, group);
+    } else if (head != NULL) {
+        group->since_ns = head->submitted_ns;
+    }
+}
+
+void
+paml_schedule_remove(struct paml_schedule *schedule, struct paml_op *op)
+{
+    if (op->parked) {
+        unpark(schedule, op);
+        return;
+    }
+    paml_order_remove(&op->group->order, op);
+    forget(schedule, op);
+    admit_parked(schedule);
+}
+
+struct paml_op *
+paml_schedule_least(const struct paml_schedule *schedule)
+{
+    struct paml_op *op, *least = schedule->newest;
+
+    for (op = least; op != NULL; op = op->older) {
+        if (op->priority < least->priority) {
+            least = op;
+        }
+    }
+    return least;
+}
+
+struct paml_op *
+paml_schedule_take_all(struct paml_schedule *schedule)
+{
+    struct paml_op *list = NULL, **link = &list, *op;
+
+    while ((op = schedule->oldest) != NULL) {
+        paml_order_remove(&op->group->order, op);
+        forget(schedule, op);
+        *link = op;
+        link = &op->next;
+    }
+    *link = schedule->parked_first;
+    schedule->parked_first = schedule->parked_last = NULL;
+    return list;
+}
+
+/* --- taking --- */
+
+void
+paml_batch_init(struct paml_batch *batch)
+{
+    memset(batch, 0, sizeof(*batch));
+}
+
+void
+paml_batch_destroy(struct paml_batch *batch)
+{
+    free(batch->ops);
+}
+
+/* Room for one more. */
+static bool
+batch_has_room(struct paml_batch *batch)
+{
+    uint32_t capacity = batch->capacity > 0 ? 2 * batch->capacity : 64;
+    struct paml_op **ops;
+
+    if (batch->n < batch->capacity) {
+        return true;
+    }
+    if (batch->n >= PAML_BATCH_MOST ||
+        (ops = realloc(batch->ops, capacity * sizeof(*ops))) == NULL) {
+        return false;
+    }
+    batch->ops = ops;
+    batch->capacity = capacity;
+    return true;
+}
+
+/* An op that is out of its order already. */
+static void
+claim(struct paml_schedule *schedule, struct paml_batch *batch, struct paml_op *op)
+{
+    forget(schedule, op);
+    paml_op_set_state(op, PAML_OP_CLAIMED);
+    batch->ops[batch->n++] = op;
+    batch->rows += op->rows;
+}
+
+static void
+give_up(struct paml_schedule *schedule, struct paml_batch *batch, struct paml_op *op)
+{
+    forget(schedule, op);
+    paml_op_set_state(op, PAML_OP_CLAIMED);
+    op->next = batch->hopeless;
+    batch->hopeless = op;
+}
+
+static int64_t
+rows_of_a_run(const struct paml_schedule *schedule, const struct paml_group *group,
+              const struct paml_cost_model *cost)
+{
+    const struct paml_op *head = paml_order_peek(&group->order);
+    int64_t cap;
+
+    if (group == &schedule->alone) {
+        return 1;
+    }
+    cap = paml_cost_cap(cost, paml_batch_cost_key(schedule->batching, head));
+    return cap < schedule->batching->max_rows ? cap : schedule->batching->max_rows;
+}
+
+/* When the group may be taken, full or not. */
+static int64_t
+released_at(const struct paml_schedule *schedule, const struct paml_group *group,
+            const struct paml_cost_model *cost)
+{
+    int64_t delay_ns = schedule->batching != NULL && group != &schedule->alone
+                           ? schedule->batching->max_delay_ns
+                           : 0;
+    const struct paml_op *head;
+    int64_t at, latest;
+
+    if (delay_ns == 0 || group->rows >= rows_of_a_run(schedule, group, cost)) {
+        return 0;
+    }
+    at = group->since_ns + delay_ns;
+    head = paml_order_peek(&group->order);
+    if (head->deadline_ns != 0) {
+        /* Waiting for company must not make it late: half of what is left is spent. */
+        latest = head->deadline_ns -
+                 2 * paml_cost_predict(
+                         cost, paml_batch_cost_key(schedule->batching, head),
+                         group->rows + 1);
+        at = latest < at ? latest : at;
+    }
+    return at;
+}
+
+/* The op that leads the next run; NULL: none may yet, see batch->wait_until_ns. */
+static struct paml_op *
+choose_leader(struct paml_schedule *schedule, const struct paml_cost_model *cost,
+              int64_t now_ns, bool at_once, struct paml_batch *batch)
+{
+    struct paml_group *group;
+    struct paml_op *leader = NULL, *head;
+    int64_t at;
+
+    if (schedule->runs % AGEING_TURN == AGEING_TURN - 1 && schedule->oldest != NULL &&
+        schedule->runs - schedule->oldest->runs_before >= AGEING_RUNS &&
+        (at_once || released_at(schedule, schedule->oldest->group, cost) <= now_ns)) {
+        return schedule->oldest;
+    }
+    for (group = schedule->groups; group != NULL; group = group->next) {
+        at = at_once ? 0 : released_at(schedule, group, cost);
+        if (at > now_ns) {
+            if (batch->wait_until_ns == 0 || at < batch->wait_until_ns) {
+                batch->wait_until_ns = at;
+            }
+            continue;
+        }
+        head = paml_order_peek(&group->order);
+        if (leader == NULL || paml_order_before(head, leader)) {
+            leader = head;
+        }
+    }
+    return leader;
+}
+
+/* Ops of the leader's group that may share its run, out of their order for a while,
+   most urgent first. */
+struct window {
+    struct paml_op *ops[PAML_PLAN_MOST];
+    uint32_t n;
+};
+
+static void
+window_open(struct window *window, const struct paml_batching *batching,
+            struct paml_group *group, struct paml_op *leader, uint32_t most)
+{
+    struct paml_op *op;
+
+    paml_order_remove(&group->order, leader);
+    window->ops[0] = leader;
+    window->n = 1;
+    while (window->n < most && (op = paml_order_peek(&group->order)) != NULL &&
+           paml_batch_same(batching, leader, op)) {
+        window->ops[window->n++] = paml_order_pop(&group->order);
+    }
+}
+
+/* Of similar lengths, the leader's: marks those that don't fit by leaving them out.
+   Returns whether any was. */
+static bool
+window_keep_similar(struct window *window, struct paml_group *group, int64_t max_rows)
+{
+    struct paml_op *leader = window->ops[0], *chosen[PAML_PLAN_MOST], *op;
+    bool used[PAML_PLAN_MOST] = {true}, dropped = false;
+    int64_t rows = leader->rows, longest = leader->lengths[0];
+    int64_t real = rows * longest;
+    uint32_t n = 0;
+
+    /* Nearest first; of equals the more urgent. Quadratic in what is taken. */
+    while (rows < max_rows) {
+        uint32_t best = 0;
+        int64_t best_distance = INT64_MAX, distance, length, cells;
+        for (uint32_t i = 1; i < window->n; i++) {
+            distance = window->ops[i]->lengths[0] - leader->lengths[0];
+            distance = distance < 0 ? -distance : distance;
+            if (!used[i] && distance < best_distance) {
+                best = i;
+                best_distance = distance;
+            }
+        }
+        if (best == 0) {
+            break;
+        }
+        op = window->ops[best];
+        length = op->lengths[0] > longest ? op->lengths[0] : longest;
+        cells = (rows + op->rows) * length;
+        if (rows + op->rows > max_rows ||
+            cells * PADDING_DENOMINATOR >
+                (real + op->rows * op->lengths[0]) * PADDING_NUMERATOR) {
+            break;
+        }
+        used[best] = true;
+        rows += op->rows;
+        longest = length;
+        real += op->rows * op->lengths[0];
+    }
+    for (uint32_t i = 0; i < window->n; i++) {
+        if (used[i]) {
+            chosen[n++] = window->ops[i];
+        } else {
+            paml_order_push(&group->order, window->ops[i]);
+            dropped = true;
+        }
+    }
+    memcpy(window->ops, chosen, n * sizeof(*chosen));
+    window->n = n;
+    return dropped;
+}
+
+/* Whether all that a full batch would hold are in time. */
+static bool
+window_is_in_time(const struct window *window, const struct paml_line *line,
+                  int64_t now_ns, int64_t max_rows)
+{
+    int64_t rows = 0, earliest = INT64_MAX;
+
+    for (uint32_t i = 0; i < window->n; i++) {
+        const struct paml_op *op = window->ops[i];
+        if (i > 0 && rows + op->rows > max_rows) {
+            break;
+        }
+        rows += op->rows;
+        if (op->deadline_ns != 0 && op->deadline_ns < earliest) {
+            earliest = op->deadline_ns;
+        }
+    }
+    return earliest == INT64_MAX ||
+           now_ns + (int64_t)paml_line_at(line, (double)rows) <= earliest;
+}
+
+/* Splits the window into what runs now, what is answered, and what goes back. */
+static void
+window_plan(struct paml_schedule *schedule, struct window *window,
+            struct paml_group *group, const struct paml_line *line,
+            int64_t last_run_ns, int64_t now_ns, int64_t max_rows,
+            struct paml_batch *batch)
+{
+    struct paml_plan_item items[PAML_PLAN_MOST];
+    uint8_t verdict[PAML_PLAN_MOST];
+    uint32_t probe = 0;
+
+    for (uint32_t i = 0; i < window->n; i++) {
+        const struct paml_op *op = window->ops[i];
+        items[i] =
+            (struct paml_plan_item){op->deadline_ns, op->rows, op->priority};
+        if (op->deadline_ns > window->ops[probe]->deadline_ns) {
+            probe = i;
+        }
+    }
+    if (paml_plan(items, window->n, line, now_ns, max_rows, verdict) == 0 &&
+        now_ns - last_run_ns > PROBE_NS && window->ops[probe]->deadline_ns > now_ns) {
+        verdict[probe] = PAML_PLAN_TAKE; /* the estimate is old: find out */
+    }
+    for (uint32_t i = 0; i < window->n; i++) {
+        if (verdict[i] == PAML_PLAN_TAKE && batch_has_room(batch)) {
+            claim(schedule, batch, window->ops[i]);
+        } else if (verdict[i] == PAML_PLAN_HOPELESS) {
+            give_up(schedule, batch, window->ops[i]);
+        } else {
+            paml_order_push(&group->order, window->ops[i]);
+            batch->release = PAML_RELEASE_DEADLINE;
+        }
+    }
+}
+
+/* The window's first run now, as far as they fit, the others go back. */
+static void
+window_take(struct paml_schedule *schedule, struct window *window,
+            struct paml_group *group, int64_t max_rows, struct paml_batch *batch)
+{
+    bool full = false;
+
+    for (uint32_t i = 0; i < window->n; i++) {
+        struct paml_op *op = window->ops[i];
+        full = full || (i > 0 && batch->rows + op->rows > max_rows) ||
+               !batch_has_room(batch);
+        if (full) {
+            paml_order_push(&group->order, op);
+        } else {
+            claim(schedule, batch, op);
+        }
+    }
+    if (full || batch->rows >= max_rows) {
+        batch->release = PAML_RELEASE_FULL;
+    }
+}
+
+/* Takes the leader and, most urgent first, what fits beside it. */
+static void
+take_in_order(struct paml_schedule *schedule, struct paml_group *group,
+              struct paml_op *leader, int64_t max_rows, struct paml_batch *batch)
+{
+    struct paml_op *op;
+    bool alone = group == &schedule->alone;
+
+    paml_order_remove(&group->order, leader);
+    claim(schedule, batch, leader);
+    if (alone || leader->rows >= max_rows) {
+        batch->release = alone ? PAML_RELEASE_ALONE : PAML_RELEASE_FULL;
+        return;
+    }
+    while ((op = paml_order_peek(&group->order)) != NULL) {
+        if (batch->rows + op->rows > max_rows || !batch_has_room(batch) ||
+            !paml_batch_same(schedule->batching, leader, op)) {
+            batch->release = PAML_RELEASE_FULL;
+            return;
+        }
+        paml_order_pop(&group->order);
+        claim(schedule, batch, op);
+        if (batch->rows >= max_rows) {
+            batch->release = PAML_RELEASE_FULL;
+            return;
+        }
+    }
+}
+
+int
+paml_schedule_take(struct paml_schedule *schedule, const struct paml_cost_model *cost,
+                   int64_t last_run_ns, int64_t now_ns, bool at_once,
+                   struct paml_batch *batch)
+{
+    struct paml_op *leader;
+    struct paml_group *group;
+    struct paml_line line = {0, 0};
+    struct window window;
+    int64_t max_rows, most;
+    bool alone, padded;
+
+    batch->n = 0;
+    batch->rows = 0;
+    batch->hopeless = NULL;
+    batch->wait_until_ns = 0;
+    if (!batch_has_room(batch)) {
+        return -1;
+    }
+    leader = choose_leader(schedule, cost, now_ns, at_once, batch);
+    if (leader == NULL) {
+        return 0;
+    }
+    group = leader->group;
+    alone = group == &schedule->alone;
+    max_rows = rows_of_a_run(schedule, group, cost);
+    batch->release = PAML_RELEASE_DRAINED;
+    if (!alone && !at_once && schedule->batching->max_delay_ns > 0) {
+        batch->release = PAML_RELEASE_DELAY;
+    }
+    padded = !alone && schedule->batching->n_padded > 0 && leader->lengths[0] > 0;
+    if (leader->deadline_ns != 0) {
+        line = paml_cost_line_of(
+            cost, paml_batch_cost_key(schedule->batching, leader), TRUSTED_RUNS);
+    }
+    if (!padded && line.a == 0 && line.b == 0) {
+        take_in_order(schedule, group, leader, max_rows, batch);
+    } else {
+        most = WINDOW_BATCHES * max_rows;
+        most = alone ? 1 : most < PAML_PLAN_MOST ? most : PAML_PLAN_MOST;
+        window_open(&window, schedule->batching, group, leader, (uint32_t)most);
+        if (padded && window_keep_similar(&window, group, max_rows)) {
+            batch->release = PAML_RELEASE_SHAPE;
+        }
+        if (window_is_in_time(&window, &line, now_ns, max_rows)) {
+            window_take(schedule, &window, group, max_rows, batch);
+        } else {
+            window_plan(schedule, &window, group, &line, last_run_ns, now_ns, max_rows,
+                        batch);
+        }
+        if (alone && batch->n > 0) {
+            batch->release = PAML_RELEASE_ALONE;
+        }
+    }
+    schedule->runs += batch->n > 0;
+    admit_parked(schedule);
+    return 0;
+}

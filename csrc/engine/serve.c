@@ -1,0 +1,482 @@
+#include "serve.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "clock.h"
+#include "worker.h"
+
+/* Short runs cost little more than noting what they cost: one in so many is. */
+#define NOTED_ALWAYS_NS 20000
+#define NOTED_EVERY 16
+
+/* A request on its way through its slices. */
+struct job {
+    struct paml_op *op;
+    struct paml_outputs *parts;
+    uint32_t n_parts, capacity;
+    int64_t rows_done;
+    bool answered;
+};
+
+/* One worker's view of one batch. */
+struct serving {
+    struct paml_worker *worker;
+    const struct paml_batching *batching;
+    void *instance;
+    struct paml_error *error;
+    int64_t now_ns; /* when the last run ended */
+};
+
+/* --- one run --- */
+
+static void
+count_run(struct paml_worker *worker, int64_t rows, uint32_t requests)
+{
+    struct paml_worker_stats *stats = &worker->stats;
+
+    paml_count(&stats->runs, 1);
+    paml_count(&stats->rows, (uint64_t)rows);
+    paml_count(&stats->requests, requests);
+}
+
+/* The backend's run, timed and counted. */
+static int
+timed_run(struct serving *serving, struct paml_run *run, const struct paml_op *first,
+          int64_t rows, uint32_t requests)
+{
+    struct paml_worker *worker = serving->worker;
+    struct paml_model *model = worker->model;
+    struct paml_worker_stats *stats = &worker->stats;
+    int64_t begun = paml_now_ns(), ended;
+    int code;
+
+    atomic_store_explicit(&stats->running_since_ns, begun, memory_order_relaxed);
+    code = model->backend->run(serving->instance, run, serving->error);
+    ended = paml_now_ns();
+    atomic_store_explicit(&stats->running_since_ns, 0, memory_order_relaxed);
+    paml_count(&stats->busy_ns, (uint64_t)(ended - begun));
+    paml_histogram_add(&stats->run, ended - begun);
+    count_run(worker, rows, requests);
+    serving->now_ns = worker->last_run_ns = ended;
+    if (code != PAML_OK) {
+        paml_model_note_failure(model, serving->error);
+        return code;
+    }
+    if (atomic_load_explicit(&model->failing, memory_order_relaxed) != 0) {
+        atomic_store_explicit(&model->failing, 0, memory_order_relaxed);
+    }
+    if (ended - begun > NOTED_ALWAYS_NS ||
+        atomic_load_explicit(&stats->runs, memory_order_relaxed) % NOTED_EVERY == 1) {
+        paml_cost_observe(&worker->cost, paml_batch_cost_key(serving->batching, first),
+                          rows > 0 ? rows : 1, ended - begun);
+    }
+    return code;
+}
+
+/* --- answers --- */
+
+static void
+answer(struct serving *serving, struct job *job)
+{
+    for (uint32_t i = 0; i < job->n_parts; i++) {
+        paml_outputs_clear(&job->parts[i]);
+    }
+    free(job->parts);
+    job->parts = NULL;
+    job->n_parts = 0;
+    job->answered = true;
+    paml_worker_post(serving->worker, job->op, serving->now_ns);
+}
+
+static void
+answer_failed(struct serving *serving, struct job *job, int code, const char *message)
+{
+    if (code != PAML_ERR_PYTHON) {
+        paml_outputs_clear(&job->op->outputs);
+    }
+    paml_op_fail(job->op, code, message);
+    paml_count(&serving->worker->stats.failed, 1);
+    answer(serving, job);
+}
+
+static void
+answer_served(struct serving *serving, struct job *job)
+{
+    if (serving->worker->home != NULL) {
+        paml_home_send(serving->worker->home, &job->op->outputs);
+    }
+    paml_count(&serving->worker->stats.completed, 1);
+    answer(serving, job);
+}
+
+static bool
+is_given_up(const struct paml_op *op)
+{
+    return atomic_load_explicit(&op->given_up, memory_order_relaxed);
+}
+
+/* Past its deadline, or abandoned: answers it without a run. */
+static bool
+answer_late(struct serving *serving, struct job *job)
+{
+    struct paml_op *op = job->op;
+
+    if (is_given_up(op)) {
+        answer(serving, job); /* nobody listens */
+        return true;
+    }
+    if (op->deadline_ns != 0 && serving->now_ns >= op->deadline_ns) {
+        paml_op_fail(op, PAML_ERR_DEADLINE, NULL);
+        paml_count(&serving->worker->stats.expired, 1);
+        answer(serving, job);
+        return true;
+    }
+    return false;
+}
+
+/* --- slices --- */
+
+/* Keeps what a slice gave; answers its request once all of it is there. */
+static void
+deliver(struct serving *serving, struct job *job, struct paml_slice *slice)
+{
+    struct paml_outputs *parts;
+    uint32_t capacity = job->capacity > 0 ? 2 * job->capacity : 4;
+
+    job->rows_done += slice->to - slice->from;
+    if (job->n_parts == 0 && job->rows_done >= job->op->rows) {
+        paml_outputs_move(&slice->outputs, &job->op->outputs);
+        answer_served(serving, job);
+        return;
+    }
+    if (job->n_parts == job->capacity) {
+        /* Outputs may point into themselves: moved one by one, not reallocated. */
+        parts = malloc(capacity * sizeof(*parts));
+        if (parts == NULL) {
+            paml_outputs_clear(&slice->outputs);
+            answer_failed(serving, job, PAML_ERR_MEMORY,
+                          "no memory for the parts of a result");
+            return;
+        }
+        for (uint32_t i = 0; i < job->n_parts; i++) {
+            paml_outputs_move(&job->parts[i], &parts[i]);
+        }
+        free(job->parts);
+        job->parts = parts;
+        job->capacity = capacity;
+    }
+    paml_outputs_move(&slice->outputs, &job->parts[job->n_parts++]);
+    if (job->rows_done < job->op->rows) {
+        return;
+    }
+    if (paml_batch_join(serving->batching, job->parts, job->n_parts, &job->op->outputs,
+                        serving->error) != PAML_OK) {
+        answer_failed(serving, job, serving->error->code, serving->error->message);
+    } else {
+        answer_served(serving, job);
+    }
+}
+
+static void run_slices(struct serving *serving, struct paml_slice *slices,
+                       struct job **jobs, uint32_t n);
+
+/* Again in two parts: by rows where memory ran out, else by requests. */
+static void
+run_halves(struct serving *serving, struct paml_slice *slices, struct job **jobs,
+           uint32_t n, int64_t rows, bool by_rows)
+{
+    struct paml_slice *second = malloc((n + 1) * sizeof(*second));
+    struct job **second_jobs = malloc((n + 1) * sizeof(struct job *));
+    int64_t half = rows / 2, before = 0;
+    uint32_t cut = n / 2, rest = 0;
+
+    if (second == NULL || second_jobs == NULL) {
+        for (uint32_t i = 0; i < n; i++) {
+            answer_failed(serving, jobs[i], PAML_ERR_MEMORY, "no memory to run again");
+        }
+        goto done;
+    }
+    if (by_rows) {
+        for (cut = 0; before + (slices[cut].to - slices[cut].from) <= half; cut++) {
+            before += slices[cut].to - slices[cut].from;
+        }
+        if (before < half) {
+            /* Through the middle of a request. */
+            second[rest] = slices[cut];
+            second[rest].from += half - before;
+            second_jobs[rest++] = jobs[cut];
+            slices[cut].to = second[0].from;
+            cut++;
+        }
+    }
+    for (uint32_t i = cut; i < n; i++) {
+        second[rest] = slices[i];
+        second_jobs[rest++] = jobs[i];
+    }
+    run_slices(serving, slices, jobs, cut);
+    paml_worker_pay(serving->worker); /* who has an answer needn't wait for the rest */
+    run_slices(serving, second, second_jobs, rest);
+
+done:
+    free(second);
+    free(second_jobs);
+}
+
+/* Leaves out what was answered, given up or late meanwhile. */
+static uint32_t
+keep_wanted(struct serving *serving, struct paml_slice *slices, struct job **jobs,
+            uint32_t n)
+{
+    uint32_t kept = 0;
+
+    for (uint32_t i = 0; i < n; i++) {
+        if (!jobs[i]->answered && !answer_late(serving, jobs[i])) {
+            slices[kept] = slices[i];
+            jobs[kept++] = jobs[i];
+        }
+    }
+    return kept;
+}
+
+/* One run for all of them, or as many as it takes. */
+static void
+run_slices(struct serving *serving, struct paml_slice *slices, struct job **jobs,
+           uint32_t n)
+{
+    struct paml_worker *worker = serving->worker;
+    struct paml_batcher *batcher = &worker->batcher;
+    struct paml_outputs whole;
+    struct paml_run run = {.outputs = &whole};
+    int64_t rows = 0;
+    bool ran = false;
+    int code;
+
+    n = keep_wanted(serving, slices, jobs, n);
+    if (n == 0) {
+        return;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        rows += slices[i].to - slices[i].from;
+    }
+    paml_outputs_init(&whole);
+    code = paml_batch_gather(batcher, serving->batching, slices, n, &run,
+                             serving->error);
+    if (code == PAML_OK) {
+        run.deadline_ns = n == 1 ? jobs[0]->op->deadline_ns : 0;
+        code = timed_run(serving, &run, slices[0].op, rows, n);
+        ran = true;
+        paml_count(&worker->stats.cells, (uint64_t)batcher->cells);
+        paml_count(&worker->stats.real_cells, (uint64_t)batcher->real_cells);
+    }
+    if (code == PAML_OK) {
+        code = paml_batch_scatter(batcher, serving->batching, slices, n, &whole,
+                                  serving->error);
+        ran = code == PAML_ERR_MEMORY; /* else it is the model's way: no other run helps */
+    }
+    if (code == PAML_OK) {
+        for (uint32_t i = 0; i < n; i++) {
+            deliver(serving, jobs[i], &slices[i]);
+        }
+        return;
+    }
+    paml_outputs_clear(&whole);
+    if (code == PAML_ERR_MEMORY && rows > 1) {
+        paml_cost_out_of_memory(&worker->cost,
+                                paml_batch_cost_key(serving->batching, slices[0].op),
+                                rows);
+        run_halves(serving, slices, jobs, n, rows, true);
+    } else if (ran && n > 1) {
+        run_halves(serving, slices, jobs, n, rows, false);
+    } else {
+        for (uint32_t i = 0; i < n; i++) {
+            answer_failed(serving, jobs[i], code, serving->error->message);
+        }
+    }
+}
+
+/* A request of more rows than a run may have, slice by slice. */
+static void
+run_in_slices(struct serving *serving, struct job *job, int64_t max_rows)
+{
+    struct paml_slice slice = {.op = job->op};
+
+    while (!job->answered && slice.from < job->op->rows) {
+        int64_t left = job->op->rows - slice.from, to;
+        to = slice.from + (left < max_rows ? left : max_rows);
+        slice.to = to;
+        run_slices(serving, &slice, &job, 1);
+        slice.from = to;
+    }
+}
+
+/* --- the batch --- */
+
+static void
+serve_alone(struct serving *serving, struct job *job)
+{
+    struct paml_op *op = job->op;
+    struct paml_run run = {.inputs = op->inputs,
+                           .n_inputs = op->n_inputs,
+                           .n_arguments = op->n_arguments,
+                           .outputs = &op->outputs,
+                           .deadline_ns = op->deadline_ns};
+    int code;
+
+    if (answer_late(serving, job)) {
+        return;
+    }
+    code = timed_run(serving, &run, op, 1, 1);
+    if (code == PAML_OK) {
+        answer_served(serving, job);
+    } else {
+        answer_failed(serving, job, code, serving->error->message);
+    }
+}
+
+static void
+serve_together(struct serving *serving, struct paml_batch *batch)
+{
+    const struct paml_worker *worker = serving->worker;
+    uint32_t n = batch->n;
+    uint64_t key = paml_batch_cost_key(serving->batching, batch->ops[0]);
+    int64_t cap = paml_cost_cap(&worker->cost, key);
+    int64_t max_rows =
+        cap < serving->batching->max_rows ? cap : serving->batching->max_rows;
+    struct job few_jobs[32], *jobs = few_jobs, *few_pointers[32];
+    struct job **pointers = few_pointers;
+    struct paml_slice few_slices[32], *slices = few_slices;
+
+    if (n > 32) {
+        jobs = malloc(n * sizeof(*jobs));
+        pointers = malloc(n * sizeof(struct job *));
+        slices = malloc(n * sizeof(*slices));
+    }
+    if (jobs == NULL || pointers == NULL || slices == NULL) {
+        for (uint32_t i = 0; i < n; i++) {
+            struct job job = {.op = batch->ops[i]};
+            answer_failed(serving, &job, PAML_ERR_MEMORY, "no memory for a batch");
+        }
+    } else {
+        for (uint32_t i = 0; i < n; i++) {
+            jobs[i] = (struct job){.op = batch->ops[i]};
+            pointers[i] = &jobs[i];
+            slices[i].op = batch->ops[i];
+            slices[i].from = 0;
+            slices[i].to = batch->ops[i]->rows;
+        }
+        if (n == 1 && jobs[0].op->rows > max_rows && max_rows > 0) {
+            run_in_slices(serving, &jobs[0], max_rows);
+        } else {
+            run_slices(serving, slices, pointers, n);
+        }
+    }
+    if (n > 32) {
+        free(jobs);
+        free(pointers);
+        free(slices);
+    }
+}
+
+/* Thread: worker. GIL: not held. Locks: none. */
+void
+paml_serve_batch(struct paml_worker *worker, void *instance, struct paml_error *error)
+{
+    struct paml_model *model = worker->model;
+    struct paml_batch *batch = &worker->batch;
+    struct serving serving = {.worker = worker,
+                              .batching = model->batching.max_rows > 0
+                                              ? &model->batching
+                                              : NULL,
+                              .instance = instance,
+                              .error = error,
+                              .now_ns = paml_now_ns()};
+    struct paml_op *op;
+
+    while ((op = batch->hopeless) != NULL) {
+        struct job job = {.op = op};
+        batch->hopeless = op->next;
+        paml_op_fail(op, PAML_ERR_DEADLINE, NULL);
+        paml_count(&worker->stats.expired, 1);
+        answer(&serving, &job);
+    }
+    if (batch->n == 0) {
+        return;
+    }
+    paml_count(&worker->stats.releases[batch->release], 1);
+    for (uint32_t i = 0; i < batch->n; i++) {
+        paml_histogram_add(&worker->stats.wait,
+                           serving.now_ns - batch->ops[i]->submitted_ns);
+    }
+    if (serving.batching != NULL) {
+        serve_together(&serving, batch);
+    } else {
+        struct job job = {.op = batch->ops[0]};
+        serve_alone(&serving, &job);
+    }
+}
+
+int
+paml_serve_warm_up(struct paml_worker *worker, void *instance, struct paml_op *example,
+                   int runs, struct paml_error *error)
+{
+    const struct paml_batching *batching = &worker->model->batching;
+    int64_t copies = 1, most = 1;
+    struct paml_slice *slices;
+    struct paml_outputs outputs;
+    int code = PAML_OK;
+
+    if (batching->max_rows > 0) {
+        code = paml_batch_classify(batching, example, error);
+        if (code != PAML_OK) {
+            return code;
+        }
+        if (example->batch_key != 0 && example->rows > 0) {
+            most = batching->max_rows / example->rows;
+            most = most < 1 ? 1 : most;
+        }
+    }
+    slices = calloc((size_t)most, sizeof(*slices));
+    if (slices == NULL) {
+        return paml_fail(error, PAML_ERR_MEMORY, "no memory for the warm-up");
+    }
+    for (int64_t i = 0; i < most; i++) {
+        slices[i].op = example;
+        slices[i].to = example->rows;
+    }
+    /* One, two, four, … and a full batch. */
+    while (code == PAML_OK) {
+        for (int i = 0; i < runs && code == PAML_OK; i++) {
+            struct paml_run run = {.inputs = example->inputs,
+                                   .n_inputs = example->n_inputs,
+                                   .n_arguments = example->n_arguments,
+                                   .outputs = &outputs};
+            int64_t begun;
+            if (batching->max_rows > 0) {
+                code = paml_batch_gather(&worker->batcher, batching, slices,
+                                         (uint32_t)copies, &run, error);
+            }
+            paml_outputs_init(&outputs);
+            begun = paml_now_ns();
+            if (code == PAML_OK) {
+                code = worker->model->backend->run(instance, &run, error);
+            }
+            if (code == PAML_OK && i == runs - 1) {
+                worker->last_run_ns = paml_now_ns();
+                paml_cost_observe(
+                    &worker->cost,
+                    paml_batch_cost_key(batching->max_rows > 0 ? batching : NULL,
+                                        example),
+                    copies * (example->rows > 0 ? example->rows : 1),
+                    worker->last_run_ns - begun);
+            }
+            paml_outputs_clear(&outputs);
+        }
+        if (copies == most) {
+            break;
+        }
+        copies = 2 * copies < most ? 2 * copies : most;
+    }
+    free(slices);
+    return code;
+}

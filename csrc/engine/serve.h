@@ -1,0 +1,26 @@
+/* From a batch to answers: what a worker does with what it took.
+ *
+ * A batch that fails is run again in halves until what is at fault fails alone, with
+ * its own error; one that runs out of memory is too, by rows, and teaches the cost
+ * model how many rows fit. A request of more rows than a run may have is cut into
+ * slices, one after the other, and what they give is joined.
+ */
+#ifndef PAML_SERVE_H
+#define PAML_SERVE_H
+
+#include "model.h"
+
+/* Answers every op of worker->batch. Thread: the worker's. GIL: never. Locks: none. */
+void paml_serve_batch(struct paml_worker *worker, void *instance,
+                      struct paml_error *error);
+
+/* Runs the example a few times, in the sizes that batches will have, so that kernels
+   are picked and costs known before anybody waits. */
+int paml_serve_warm_up(struct paml_worker *worker, void *instance,
+                       struct paml_op *example, int runs, struct paml_error *error);
+
+/* worker.c: gives an answered op to its mailbox, and rings for those that were. */
+void paml_worker_post(struct paml_worker *worker, struct paml_op *op, int64_t now_ns);
+void paml_worker_pay(struct paml_worker *worker);
+
+#endif
