@@ -110,6 +110,14 @@ paml_batching_build(struct paml_batching *batching,
     if (options->max_rows == 0) {
         return PAML_OK;
     }
+    if (entry->stateful) {
+        return paml_fail(err, PAML_ERR_LOAD,
+                         "batching=: '%s' keeps state of its own from one run to the "
+                         "next, and would mix the streams of those who share a run; "
+                         "serve one stream an instance without batching, or what it "
+                         "calls with the state as an input (entry=, Model.session())",
+                         entry->name);
+    }
     storage = calloc(1, sizeof(*storage) + PAML_PADDED_MOST * n * sizeof(int64_t));
     if (storage == NULL) {
         return paml_fail(err, PAML_ERR_MEMORY, "no memory for what batching= says");

@@ -89,6 +89,18 @@ paml_model_unref(struct paml_model *model)
     }
 }
 
+/* Answers an op that was taken out of the queue and not run. Of a session, those behind
+   it have their turn.
+   Thread: any. Locks: as paml_queue_pass_on. */
+static void
+post_out_of_turn(struct paml_op *op)
+{
+    if (op->session != NULL && op->place != PAML_HELD) {
+        paml_queue_pass_on(op->session);
+    }
+    paml_mailbox_post(op->mailbox, op);
+}
+
 /* Answers ops linked by `next` with one code. */
 static void
 answer_all(struct paml_op *ops, int code, const char *message)
@@ -100,7 +112,7 @@ answer_all(struct paml_op *ops, int code, const char *message)
         if (code != PAML_OK) {
             paml_op_fail(op, code, message);
         }
-        paml_mailbox_post(op->mailbox, op);
+        post_out_of_turn(op);
     }
 }
 
@@ -262,7 +274,7 @@ paml_model_submit(struct paml_model *model, struct paml_op *op)
         paml_op_fail(dropped, PAML_ERR_QUEUE,
                      "dropped for a request of higher or equal priority, or one that "
                      "came first: the queue is full (Queue(when_full='drop_lowest'))");
-        paml_mailbox_post(dropped->mailbox, dropped);
+        post_out_of_turn(dropped);
     }
     return code;
 }

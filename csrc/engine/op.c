@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "session.h"
+
 void
 paml_op_init(struct paml_op *op, struct paml_mailbox *mailbox)
 {
@@ -31,4 +33,8 @@ paml_op_clear(struct paml_op *op)
     paml_outputs_clear(&op->outputs);
     free(op->message);
     op->message = NULL;
+    if (op->session != NULL) {
+        paml_session_unref(op->session);
+        op->session = NULL;
+    }
 }

@@ -22,6 +22,12 @@
 
 struct paml_mailbox;
 struct paml_group;
+struct paml_queue;
+struct paml_session;
+
+#define PAML_STATES_MOST 4 /* inputs of a session that are state */
+
+enum paml_place { PAML_NOWHERE, PAML_ADMITTED, PAML_PARKED, PAML_HELD };
 
 enum paml_op_state {
     PAML_OP_NEW,     /* the maker's */
@@ -51,10 +57,17 @@ struct paml_op {
     uint64_t sequence;
     bool in_heap;
     /* schedule.h's: where the op is, and its neighbours by arrival. */
-    bool parked;
+    enum paml_place place;
     struct paml_group *group;
     struct paml_op *older, *newer;
     uint64_t runs_before; /* runs that had begun when it was admitted */
+    struct paml_queue *queue; /* that it was pushed to */
+    /* session.h's: a reference or NULL; whether it starts from the session's beginning;
+       which of the inputs are the states. */
+    struct paml_session *session;
+    bool fresh;
+    uint32_t slots[PAML_STATES_MOST];
+    int64_t run_ns; /* what the run that served it took */
     int64_t submitted_ns, deadline_ns; /* CLOCK_MONOTONIC; deadline 0: none */
     struct paml_mailbox *mailbox;
     struct paml_value *inputs;
@@ -73,7 +86,7 @@ paml_op_set_state(struct paml_op *op, enum paml_op_state state)
 void paml_op_init(struct paml_op *op, struct paml_mailbox *mailbox);
 /* Ends a run badly: code and a copy of the message. Thread: the op's owner. */
 void paml_op_fail(struct paml_op *op, int code, const char *message);
-/* Releases outputs and message. Inputs are the maker's to release. */
+/* Releases outputs, message and session. Inputs are the maker's to release. */
 void paml_op_clear(struct paml_op *op);
 
 #endif

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "plan.h"
+#include "session.h"
 
 /* One run in so many is led by the oldest op, once it has seen so many runs begin. */
 #define AGEING_TURN 8
@@ -120,7 +121,7 @@ admit(struct paml_schedule *schedule, struct paml_op *op)
 {
     struct paml_group *group = group_for(schedule, op->batch_key);
 
-    op->parked = false;
+    op->place = PAML_ADMITTED;
     op->group = group;
     op->sequence = schedule->sequence++;
     op->runs_before = schedule->runs;
@@ -141,7 +142,7 @@ admit(struct paml_schedule *schedule, struct paml_op *op)
 static void
 park(struct paml_schedule *schedule, struct paml_op *op)
 {
-    op->parked = true;
+    op->place = PAML_PARKED;
     op->next = NULL;
     op->previous = schedule->parked_last;
     *(op->previous != NULL ? &op->previous->next : &schedule->parked_first) = op;
@@ -154,6 +155,30 @@ unpark(struct paml_schedule *schedule, struct paml_op *op)
     *(op->previous != NULL ? &op->previous->next : &schedule->parked_first) = op->next;
     *(op->next != NULL ? &op->next->previous : &schedule->parked_last) = op->previous;
     op->next = op->previous = NULL;
+    op->place = PAML_NOWHERE;
+}
+
+static void
+hold(struct paml_schedule *schedule, struct paml_op *op)
+{
+    op->place = PAML_HELD;
+    op->older = NULL;
+    op->newer = schedule->held;
+    if (op->newer != NULL) {
+        op->newer->older = op;
+    }
+    schedule->held = op;
+}
+
+static void
+unhold(struct paml_schedule *schedule, struct paml_op *op)
+{
+    *(op->older != NULL ? &op->older->newer : &schedule->held) = op->newer;
+    if (op->newer != NULL) {
+        op->newer->older = op->older;
+    }
+    op->older = op->newer = NULL;
+    op->place = PAML_NOWHERE;
 }
 
 /* A request of more rows than are ever admitted has the place to itself. */
@@ -174,14 +199,31 @@ admit_parked(struct paml_schedule *schedule)
     }
 }
 
-void
-paml_schedule_add(struct paml_schedule *schedule, struct paml_op *op)
+static void
+admit_or_park(struct paml_schedule *schedule, struct paml_op *op)
 {
     if (schedule->parked_first == NULL && has_room(schedule, op)) {
         admit(schedule, op);
     } else {
         park(schedule, op);
     }
+}
+
+void
+paml_schedule_add(struct paml_schedule *schedule, struct paml_op *op)
+{
+    if (op->session != NULL && !paml_session_enter(op->session, op)) {
+        hold(schedule, op);
+    } else {
+        admit_or_park(schedule, op);
+    }
+}
+
+void
+paml_schedule_add_next(struct paml_schedule *schedule, struct paml_op *op)
+{
+    unhold(schedule, op);
+    admit_or_park(schedule, op);
 }
 
 /* What is left of the books once the op is out of its order. */
@@ -195,6 +237,7 @@ forget(struct paml_schedule *schedule, struct paml_op *op)
     *(op->newer != NULL ? &op->newer->older : &schedule->newest) = op->older;
     op->older = op->newer = NULL;
     op->group = NULL;
+    op->place = PAML_NOWHERE;
     group->rows -= op->rows;
     schedule->rows -= op->rows;
     schedule->count--;
@@ -206,16 +249,25 @@ forget(struct paml_schedule *schedule, struct paml_op *op)
     }
 }
 
-void
+bool
 paml_schedule_remove(struct paml_schedule *schedule, struct paml_op *op)
 {
-    if (op->parked) {
+    switch (op->place) {
+    case PAML_PARKED:
         unpark(schedule, op);
-        return;
+        return true;
+    case PAML_HELD:
+        if (!paml_session_leave(op->session, op)) {
+            return false;
+        }
+        unhold(schedule, op);
+        return true;
+    default:
+        paml_order_remove(&op->group->order, op);
+        forget(schedule, op);
+        admit_parked(schedule);
+        return true;
     }
-    paml_order_remove(&op->group->order, op);
-    forget(schedule, op);
-    admit_parked(schedule);
 }
 
 struct paml_op *
@@ -234,7 +286,7 @@ paml_schedule_least(const struct paml_schedule *schedule)
 struct paml_op *
 paml_schedule_take_all(struct paml_schedule *schedule)
 {
-    struct paml_op *list = NULL, **link = &list, *op;
+    struct paml_op *list = NULL, **link = &list, *op, *newer;
 
     while ((op = schedule->oldest) != NULL) {
         paml_order_remove(&op->group->order, op);
@@ -242,8 +294,21 @@ paml_schedule_take_all(struct paml_schedule *schedule)
         *link = op;
         link = &op->next;
     }
-    *link = schedule->parked_first;
-    schedule->parked_first = schedule->parked_last = NULL;
+    while ((op = schedule->parked_first) != NULL) {
+        unpark(schedule, op);
+        *link = op;
+        link = &op->next;
+    }
+    for (op = schedule->held; op != NULL; op = newer) {
+        newer = op->newer;
+        if (paml_session_leave(op->session, op)) {
+            unhold(schedule, op);
+            op->place = PAML_HELD; /* not the one that its session is busy with */
+            *link = op;
+            link = &op->next;
+        }
+    }
+    *link = NULL;
     return list;
 }
 

@@ -48,6 +48,10 @@ HubObj *paml_hub_of_running_loop(struct module_state *state);
 void paml_hub_add(HubObj *hub, struct paml_request *request);
 void paml_hub_remove(HubObj *hub, struct paml_request *request);
 
+/* The op is back: what becomes of its future is decided here and nowhere else. Returns
+   the hub's reference to that; NULL where it had left. */
+FutureObj *paml_hub_settle(HubObj *hub, struct paml_request *request);
+
 /* Before a push: while callbacks run, what they submit goes out as one burst. */
 void paml_hub_hold(HubObj *hub, struct paml_model *model, int64_t now_ns);
 

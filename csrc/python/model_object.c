@@ -127,7 +127,8 @@ parse_devices(ModelObj *self, PyObject *devices)
 PyDoc_STRVAR(
     Model_doc,
     "Model(backend, options, *, name, path, entry, devices, instances, threads,\n"
-    "      warmup_runs, spin_ns, max_rows, max_bytes, when_full, batching)\n--\n\n"
+    "      warmup_runs, spin_ns, max_rows, max_bytes, when_full, batching,\n"
+    "      inline_ns)\n--\n\n"
     "The C half of pyasyncml.Model; made by pyasyncml.load().");
 
 static int
@@ -136,19 +137,20 @@ Model_init(ModelObj *self, PyObject *args, PyObject *kwargs)
     static char *names[] = {"backend",     "options", "name",      "path",
                             "entry",       "devices", "instances", "threads",
                             "warmup_runs", "spin_ns", "max_rows",  "max_bytes",
-                            "when_full",   "batching", NULL};
+                            "when_full",   "batching", "inline_ns", NULL};
     struct module_state *state = paml_state_of_type(Py_TYPE(self));
     struct paml_model_options options = {0};
     const struct paml_backend *backend;
     PyObject *capsule, *python_options, *name, *devices, *batching;
-    long long spin_ns, max_rows, max_bytes;
+    long long spin_ns, max_rows, max_bytes, inline_ns;
     int when_full;
 
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "OO$UzzO!iiiLLLiO", names, &capsule, &python_options, &name,
+            args, kwargs, "OO$UzzO!iiiLLLiOL", names, &capsule, &python_options, &name,
             &options.load.path, &options.load.entry, &PyTuple_Type, &devices,
             &options.instances, &options.threads, &options.warmup_runs, &spin_ns,
-            &max_rows, &max_bytes, &when_full, &batching)) {
+            &max_rows, &max_bytes, &when_full, &batching,
+            &inline_ns)) {
         return -1;
     }
     if (state == NULL || paml_usable(state) < 0) {
@@ -201,6 +203,7 @@ Model_init(ModelObj *self, PyObject *args, PyObject *kwargs)
         PyErr_NoMemory();
         return -1;
     }
+    self->inline_below_ns = inline_ns;
     self->state = state;
     self->module = Py_NewRef(state->module);
     self->name = Py_NewRef(name);

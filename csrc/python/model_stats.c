@@ -77,7 +77,7 @@ releases_of(const struct sums *sums)
 
 /* (submitted, completed, failed, cancelled, expired, rejected, waiting rows, waiting
     bytes, running, wait p50, wait p99, run p50, run p99, busy seconds per instance,
-    runs, rows, requests of runs, releases, cells, real cells, CPU
+    runs, rows, requests of runs, releases, inlined, cells, real cells, CPU
     tokens held and in all) */
 PyObject *
 Model_stats(ModelObj *self, PyObject *Py_UNUSED(ignored))
@@ -111,14 +111,16 @@ Model_stats(ModelObj *self, PyObject *Py_UNUSED(ignored))
         goto done;
     }
     result = Py_BuildValue(
-        "(KKKKKKLLiddddOKKKOKKii)", get(&model->submitted), sums->completed,
-        sums->failed, get(&model->cancelled), get(&model->expired) + sums->expired,
+        "(KKKKKKLLiddddOKKKOKKKii)", get(&model->submitted),
+        sums->completed + get(&model->inlined),
+        sums->failed + get(&model->inline_failed), get(&model->cancelled), get(&model->expired) + sums->expired,
         get(&model->rejected), (long long)paml_queue_rows(&model->queue),
         (long long)paml_queue_bytes(&model->queue), sums->running,
         seconds_at(&sums->wait, 0.5), seconds_at(&sums->wait, 0.99),
         seconds_at(&sums->run, 0.5), seconds_at(&sums->run, 0.99), busy, sums->runs,
         sums->rows, sums->requests,
-        releases, sums->cells,
+        releases,
+        get(&model->inlined) + get(&model->inline_failed), sums->cells,
         sums->real_cells, paml_budget_held(), paml_budget_total());
 
 done:

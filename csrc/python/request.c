@@ -21,6 +21,7 @@ paml_request_borrow(struct paml_request *request, struct module_state *state)
     request->expired = 0;
     request->heap_index = NOT_IN_HEAP;
     request->flavour = FLAVOUR_NUMPY;
+    request->inline_key = 0;
     request->capacity = REQUEST_INLINE_VALUES;
 }
 

@@ -107,6 +107,7 @@ int paml_hub_exec(PyObject *module, struct module_state *state);
 int paml_request_exec(PyObject *module, struct module_state *state);
 int paml_values_exec(PyObject *module, struct module_state *state);
 int paml_model_exec(PyObject *module, struct module_state *state);
+int paml_session_exec(PyObject *module, struct module_state *state);
 int paml_echo_exec(PyObject *module, struct module_state *state);
 int paml_python_backend_exec(PyObject *module, struct module_state *state);
 
