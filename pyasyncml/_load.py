@@ -10,8 +10,8 @@ from typing import Any
 
 from . import _files
 from ._call import call
-from .batching import Batching
 from .backends import Devices, load_backend, parse_devices
+from .batching import Batching
 from .errors import LoadError
 from .model import Model, Queue, make_model
 
@@ -193,8 +193,8 @@ async def _started(model: Model, example: tuple[Any, ...]) -> Model:
         await model._start(*example)
         if len(model.stats().busy) > 1 and model.signature.stateful:
             warnings.warn(
-                f"model {model.name!r} keeps state of its own from one run to the next; "
-                "with several instances the requests of one stream land on any of them",
+                f"model {model.name!r} keeps state of its own from one run to the next: "
+                "with several instances the requests of a stream land on any of them",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -101,13 +101,13 @@ class Stats:
     a run at this moment; `wait` is time in the queue, `run` time in the backend,
     quantiles within an eighth; `busy` seconds in the backend, one number an instance.
 
-    `runs` of the backend served `rows` of `requests` in all. `releases` says why runs began: "full", "drained" (an instance was free and
-    nothing more was waiting), "delay" (`max_delay` had passed), "shape" (what waited
-    besides was too long or too short), "deadline" (more rows would have made somebody
-    late), "alone" (requests that don't share). `inlined` requests were run where
-    `infer` was called. `padding_waste` is the share of padded
-    inputs that was padding. `cpu_held` of the process's `cpu_total` CPU tokens are
-    taken, by whatever model.
+    `runs` of the backend served `rows` of `requests` in all; `inlined` requests more
+    were run where `infer` was called. `releases` says why runs began: "full", "drained"
+    (an instance was free and nothing more was waiting), "delay" (`max_delay` had
+    passed), "shape" (what waited besides was too long or too short), "deadline" (more
+    rows would have made somebody late), "alone" (requests that don't share).
+    `padding_waste` is the share of padded inputs that was padding. `cpu_held` of the
+    process's `cpu_total` CPU tokens are taken, by whatever model.
     """
 
     backend: str
@@ -205,7 +205,12 @@ class Model(_core.Model):
         *rest, cells, real_cells, held, total = self._stats()
         waste = 1 - real_cells / cells if cells else 0.0
         return Stats(
-            self._backend_name, self._device_names, *rest, waste, held, total
+            self._backend_name,
+            self._device_names,
+            *rest,
+            padding_waste=waste,
+            cpu_held=held,
+            cpu_total=total,
         )
 
     def health(self) -> Health:

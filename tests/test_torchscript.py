@@ -426,7 +426,9 @@ def test_instances_of_a_stateful_model_have_states_of_their_own(
     x = np.ones(2, np.float32)
 
     async def main() -> None:
-        async with ml.load(path, entry=entry, instances=2, warmup=False) as model:
+        with pytest.warns(RuntimeWarning, match="keeps state of its own"):
+            model = await ml.load(path, entry=entry, instances=2, warmup=False)
+        async with model:
             results = await asyncio.gather(*(model.infer(x) for _ in range(50)))
         counted = sorted(float(y[0]) for y in results)
         alone = int(counted[-1])

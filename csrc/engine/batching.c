@@ -22,9 +22,9 @@ names_of(const struct paml_spec *specs, uint32_t count, char *text, size_t size)
 
     text[0] = '\0';
     for (uint32_t i = 0; i < count && length < size; i++) {
-        length += (size_t)snprintf(text + length, size - length, "%s%s",
-                                   i > 0 ? ", " : "",
-                                   specs[i].name != NULL ? specs[i].name : "?");
+        length +=
+            (size_t)snprintf(text + length, size - length, "%s%s", i > 0 ? ", " : "",
+                             specs[i].name != NULL ? specs[i].name : "?");
     }
 }
 

@@ -60,14 +60,14 @@ struct paml_op {
     enum paml_place place;
     struct paml_group *group;
     struct paml_op *older, *newer;
-    uint64_t runs_before; /* runs that had begun when it was admitted */
+    uint64_t runs_before;     /* runs that had begun when it was admitted */
     struct paml_queue *queue; /* that it was pushed to */
     /* session.h's: a reference or NULL; whether it starts from the session's beginning;
        which of the inputs are the states. */
     struct paml_session *session;
     bool fresh;
     uint32_t slots[PAML_STATES_MOST];
-    int64_t run_ns; /* what the run that served it took */
+    int64_t run_ns;                    /* what the run that served it took */
     int64_t submitted_ns, deadline_ns; /* CLOCK_MONOTONIC; deadline 0: none */
     struct paml_mailbox *mailbox;
     struct paml_value *inputs;

@@ -169,9 +169,9 @@ queue_count(struct paml_queue *queue, const struct paml_op *op, bool *excess)
 
     rows = op->rows + atomic_fetch_add_explicit(&queue->pushed.rows, op->rows,
                                                 memory_order_relaxed);
-    bytes = (int64_t)op->bytes +
-            atomic_fetch_add_explicit(&queue->pushed.bytes, (int64_t)op->bytes,
-                                      memory_order_relaxed);
+    bytes = (int64_t)op->bytes + atomic_fetch_add_explicit(&queue->pushed.bytes,
+                                                           (int64_t)op->bytes,
+                                                           memory_order_relaxed);
     full = amount_is_past(bytes, limits->max_bytes, &queue->gone.bytes,
                           &queue->known_gone.bytes);
     *excess = limits->when_full != PAML_FULL_WAIT &&
@@ -410,9 +410,9 @@ queue_sleep(struct paml_queue *queue, int64_t until_ns)
     atomic_fetch_add_explicit(&queue->sleepers, 1, memory_order_seq_cst);
     /* Under the lock, so that no op is just then between inbox and list. */
     pthread_mutex_lock(&queue->lock);
-    news = until_ns == 0 ? paml_queue_has_news(queue)
-                         : atomic_load_explicit(&queue->inbox, memory_order_seq_cst) !=
-                               NULL;
+    news = until_ns == 0
+               ? paml_queue_has_news(queue)
+               : atomic_load_explicit(&queue->inbox, memory_order_seq_cst) != NULL;
     pthread_mutex_unlock(&queue->lock);
     if (news && queue_count_out(queue)) {
         return;
@@ -521,7 +521,8 @@ queue_answer_closed(struct paml_op *op)
     while (op != NULL) {
         session = op->session;
         atomic_fetch_add_explicit(&session->refs, 1, memory_order_relaxed);
-        paml_op_fail(op, PAML_ERR_CLOSED, "the model was closed before the request ran");
+        paml_op_fail(op, PAML_ERR_CLOSED,
+                     "the model was closed before the request ran");
         paml_mailbox_post(op->mailbox, op);
         op = paml_session_next(session);
         op = op != NULL ? queue_admit_next(op) : NULL;

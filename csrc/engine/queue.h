@@ -54,7 +54,7 @@ struct paml_queue {
     sem_t wake;
     _Alignas(64) pthread_mutex_t lock;
     struct paml_amount gone;
-    bool emptied; /* nobody serves it any more */
+    bool emptied;      /* nobody serves it any more */
     atomic_int listed; /* ops in the schedule that may be taken; written under lock */
     struct paml_schedule schedule;
     struct paml_queue_limits limits;
@@ -85,8 +85,8 @@ int64_t paml_queue_bytes(struct paml_queue *queue);
 void paml_queue_hold(struct paml_queue *queue, int64_t now_ns);
 void paml_queue_let_go(struct paml_queue *queue);
 
-/* What runs next, in `batch`, without waiting; see paml_schedule_take(). An empty batch:
-   there is nothing, or a burst is growing, or a batch waits for more until
+/* What runs next, in `batch`, without waiting; see paml_schedule_take(). An empty
+   batch: there is nothing, or a burst is growing, or a batch waits for more until
    batch->wait_until_ns; `*closed` then says whether there never will be. */
 void paml_queue_take(struct paml_queue *queue, const struct paml_cost_model *cost,
                      int64_t last_run_ns, struct paml_batch *batch, bool *closed);

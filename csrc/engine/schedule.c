@@ -396,10 +396,10 @@ released_at(const struct paml_schedule *schedule, const struct paml_group *group
     head = paml_order_peek(&group->order);
     if (head->deadline_ns != 0) {
         /* Waiting for company must not make it late: half of what is left is spent. */
-        latest = head->deadline_ns -
-                 2 * paml_cost_predict(
-                         cost, paml_batch_cost_key(schedule->batching, head),
-                         group->rows + 1);
+        latest =
+            head->deadline_ns -
+            2 * paml_cost_predict(cost, paml_batch_cost_key(schedule->batching, head),
+                                  group->rows + 1);
         at = latest < at ? latest : at;
     }
     return at;
@@ -533,9 +533,8 @@ window_is_in_time(const struct window *window, const struct paml_line *line,
 /* Splits the window into what runs now, what is answered, and what goes back. */
 static void
 window_plan(struct paml_schedule *schedule, struct window *window,
-            struct paml_group *group, const struct paml_line *line,
-            int64_t last_run_ns, int64_t now_ns, int64_t max_rows,
-            struct paml_batch *batch)
+            struct paml_group *group, const struct paml_line *line, int64_t last_run_ns,
+            int64_t now_ns, int64_t max_rows, struct paml_batch *batch)
 {
     struct paml_plan_item items[PAML_PLAN_MOST];
     uint8_t verdict[PAML_PLAN_MOST];
@@ -543,8 +542,7 @@ window_plan(struct paml_schedule *schedule, struct window *window,
 
     for (uint32_t i = 0; i < window->n; i++) {
         const struct paml_op *op = window->ops[i];
-        items[i] =
-            (struct paml_plan_item){op->deadline_ns, op->rows, op->priority};
+        items[i] = (struct paml_plan_item){op->deadline_ns, op->rows, op->priority};
         if (op->deadline_ns > window->ops[probe]->deadline_ns) {
             probe = i;
         }
@@ -648,8 +646,8 @@ paml_schedule_take(struct paml_schedule *schedule, const struct paml_cost_model 
     }
     padded = !alone && schedule->batching->n_padded > 0 && leader->lengths[0] > 0;
     if (leader->deadline_ns != 0) {
-        line = paml_cost_line_of(
-            cost, paml_batch_cost_key(schedule->batching, leader), TRUSTED_RUNS);
+        line = paml_cost_line_of(cost, paml_batch_cost_key(schedule->batching, leader),
+                                 TRUSTED_RUNS);
     }
     if (!padded && line.a == 0 && line.b == 0) {
         take_in_order(schedule, group, leader, max_rows, batch);

@@ -29,11 +29,11 @@
 
 /* Why a run began when it did. */
 enum paml_release {
-    PAML_RELEASE_ALONE,   /* it may not share */
-    PAML_RELEASE_FULL,    /* no room for more rows */
-    PAML_RELEASE_DRAINED, /* an instance was free, and nothing more was waiting */
-    PAML_RELEASE_DELAY,   /* max_delay had passed */
-    PAML_RELEASE_SHAPE,   /* what waits besides would need too much padding */
+    PAML_RELEASE_ALONE,    /* it may not share */
+    PAML_RELEASE_FULL,     /* no room for more rows */
+    PAML_RELEASE_DRAINED,  /* an instance was free, and nothing more was waiting */
+    PAML_RELEASE_DELAY,    /* max_delay had passed */
+    PAML_RELEASE_SHAPE,    /* what waits besides would need too much padding */
     PAML_RELEASE_DEADLINE, /* more rows would have made somebody late */
     PAML_RELEASES,
 };
@@ -56,8 +56,8 @@ struct paml_schedule {
     struct paml_op *oldest, *newest; /* admitted, by arrival */
     struct paml_op *parked_first, *parked_last;
     struct paml_op *held; /* by their sessions; older, newer */
-    int64_t rows; /* admitted */
-    size_t count; /* admitted */
+    int64_t rows;         /* admitted */
+    size_t count;         /* admitted */
     uint64_t sequence, runs;
 };
 
@@ -89,8 +89,8 @@ struct paml_op *paml_schedule_least(const struct paml_schedule *schedule);
 struct paml_op *paml_schedule_take_all(struct paml_schedule *schedule);
 
 /* Fills the batch, which is empty. `cost`: of the instance that will run it, last used
-   at `last_run_ns`. `now`: no batch waits for more (the queue is closed). -1 when memory
-   ran out before anything was taken. */
+   at `last_run_ns`. `now`: no batch waits for more (the queue is closed). -1 when
+   memory ran out before anything was taken. */
 int paml_schedule_take(struct paml_schedule *schedule,
                        const struct paml_cost_model *cost, int64_t last_run_ns,
                        int64_t now_ns, bool at_once, struct paml_batch *batch);

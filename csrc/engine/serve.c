@@ -281,8 +281,8 @@ run_slices(struct serving *serving, struct paml_slice *slices, struct job **jobs
         }
     }
     paml_outputs_init(&whole);
-    code = paml_batch_gather(batcher, serving->batching, slices, n, &run,
-                             serving->error);
+    code =
+        paml_batch_gather(batcher, serving->batching, slices, n, &run, serving->error);
     if (code == PAML_OK) {
         run.deadline_ns = n == 1 ? jobs[0]->op->deadline_ns : 0;
         code = timed_run(serving, &run, slices[0].op, rows, n);
@@ -293,7 +293,8 @@ run_slices(struct serving *serving, struct paml_slice *slices, struct job **jobs
     if (code == PAML_OK) {
         code = paml_batch_scatter(batcher, serving->batching, slices, n, &whole,
                                   serving->error);
-        ran = code == PAML_ERR_MEMORY; /* else it is the model's way: no other run helps */
+        ran = code ==
+              PAML_ERR_MEMORY; /* else it is the model's way: no other run helps */
     }
     if (code == PAML_OK) {
         for (uint32_t i = 0; i < n; i++) {
@@ -303,9 +304,8 @@ run_slices(struct serving *serving, struct paml_slice *slices, struct job **jobs
     }
     paml_outputs_clear(&whole);
     if (code == PAML_ERR_MEMORY && rows > 1) {
-        paml_cost_out_of_memory(&worker->cost,
-                                paml_batch_cost_key(serving->batching, slices[0].op),
-                                rows);
+        paml_cost_out_of_memory(
+            &worker->cost, paml_batch_cost_key(serving->batching, slices[0].op), rows);
         run_halves(serving, slices, jobs, n, rows, true);
     } else if (ran && n > 1) {
         run_halves(serving, slices, jobs, n, rows, false);
@@ -408,13 +408,12 @@ paml_serve_batch(struct paml_worker *worker, void *instance, struct paml_error *
 {
     struct paml_model *model = worker->model;
     struct paml_batch *batch = &worker->batch;
-    struct serving serving = {.worker = worker,
-                              .batching = model->batching.max_rows > 0
-                                              ? &model->batching
-                                              : NULL,
-                              .instance = instance,
-                              .error = error,
-                              .now_ns = paml_now_ns()};
+    struct serving serving = {
+        .worker = worker,
+        .batching = model->batching.max_rows > 0 ? &model->batching : NULL,
+        .instance = instance,
+        .error = error,
+        .now_ns = paml_now_ns()};
     struct paml_op *op;
 
     while ((op = batch->hopeless) != NULL) {

@@ -123,9 +123,9 @@ paml_session_lend(struct paml_op *op)
             paml_value_release(&session->state[i]);
             session->state[i].kind = PAML_NONE;
         }
-        op->inputs[op->slots[i]] = borrowed(session->state[i].kind == PAML_NONE
-                                                ? &session->initial[i]
-                                                : &session->state[i]);
+        op->inputs[op->slots[i]] =
+            borrowed(session->state[i].kind == PAML_NONE ? &session->initial[i]
+                                                         : &session->state[i]);
     }
     op->fresh = false; /* also where it runs again, in parts */
 }

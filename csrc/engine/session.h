@@ -5,8 +5,8 @@
  * order of their submission, those of different sessions share runs.
  *
  * Of a session at most one op is in a schedule or in a run: the session is `busy` with
- * it. The others are held, in the session's list; whoever takes the busy op out for good
- * (paml_session_next) puts the next one into the queue that it was pushed to.
+ * it. The others are held, in the session's list; whoever takes the busy op out for
+ * good (paml_session_next) puts the next one into the queue that it was pushed to.
  *
  * Owner: reference counted: the maker's, and one for each of its ops. Lock: `lock`
  * guards busy and the list; it may be taken under a queue's, never the other way round.
@@ -46,7 +46,8 @@ bool paml_session_leave(struct paml_session *session, struct paml_op *op);
    NULL. It stays in its queue's books as held. */
 struct paml_op *paml_session_next(struct paml_session *session);
 
-/* Before a run: the op's inputs get the state. After it: they get back what they had. */
+/* Before a run: the op's inputs get the state. After it: they get back what they had.
+ */
 void paml_session_lend(struct paml_op *op);
 void paml_session_take_back(struct paml_op *op);
 /* The last outputs become the state. PAML_OK, or PAML_ERR_BACKEND: they can't be. */

@@ -31,11 +31,11 @@ typedef struct hub {
     /* Queues this hub has pushed to while it runs callbacks, held until it is done. */
     struct paml_model *held[HUB_HELD_MOST];
     int n_held;
-    int running;     /* callbacks, now */
+    int running; /* callbacks, now */
     /* Lingering: see hub.c. */
     int64_t dry_since_ns; /* the mailbox has been empty since then; 0: it isn't */
     int64_t usual_gap_ns; /* moving average of how long it stays empty */
-    int64_t *timers; /* of the loop, outstanding; latest first */
+    int64_t *timers;      /* of the loop, outstanding; latest first */
     size_t n_timers, timers_capacity;
     int debug;
     int one_by_one; /* callbacks go through the loop's call_soon */

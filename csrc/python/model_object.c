@@ -134,9 +134,9 @@ PyDoc_STRVAR(
 static int
 Model_init(ModelObj *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"backend",     "options", "name",      "path",
-                            "entry",       "devices", "instances", "threads",
-                            "warmup_runs", "spin_ns", "max_rows",  "max_bytes",
+    static char *names[] = {"backend",     "options",  "name",      "path",
+                            "entry",       "devices",  "instances", "threads",
+                            "warmup_runs", "spin_ns",  "max_rows",  "max_bytes",
                             "when_full",   "batching", "inline_ns", NULL};
     struct module_state *state = paml_state_of_type(Py_TYPE(self));
     struct paml_model_options options = {0};
@@ -149,8 +149,7 @@ Model_init(ModelObj *self, PyObject *args, PyObject *kwargs)
             args, kwargs, "OO$UzzO!iiiLLLiOL", names, &capsule, &python_options, &name,
             &options.load.path, &options.load.entry, &PyTuple_Type, &devices,
             &options.instances, &options.threads, &options.warmup_runs, &spin_ns,
-            &max_rows, &max_bytes, &when_full, &batching,
-            &inline_ns)) {
+            &max_rows, &max_bytes, &when_full, &batching, &inline_ns)) {
         return -1;
     }
     if (state == NULL || paml_usable(state) < 0) {

@@ -110,18 +110,18 @@ Model_stats(ModelObj *self, PyObject *Py_UNUSED(ignored))
     if (releases == NULL) {
         goto done;
     }
-    result = Py_BuildValue(
-        "(KKKKKKLLiddddOKKKOKKKii)", get(&model->submitted),
-        sums->completed + get(&model->inlined),
-        sums->failed + get(&model->inline_failed), get(&model->cancelled), get(&model->expired) + sums->expired,
-        get(&model->rejected), (long long)paml_queue_rows(&model->queue),
-        (long long)paml_queue_bytes(&model->queue), sums->running,
-        seconds_at(&sums->wait, 0.5), seconds_at(&sums->wait, 0.99),
-        seconds_at(&sums->run, 0.5), seconds_at(&sums->run, 0.99), busy, sums->runs,
-        sums->rows, sums->requests,
-        releases,
-        get(&model->inlined) + get(&model->inline_failed), sums->cells,
-        sums->real_cells, paml_budget_held(), paml_budget_total());
+    result =
+        Py_BuildValue("(KKKKKKLLiddddOKKKOKKKii)", get(&model->submitted),
+                      sums->completed + get(&model->inlined),
+                      sums->failed + get(&model->inline_failed), get(&model->cancelled),
+                      get(&model->expired) + sums->expired, get(&model->rejected),
+                      (long long)paml_queue_rows(&model->queue),
+                      (long long)paml_queue_bytes(&model->queue), sums->running,
+                      seconds_at(&sums->wait, 0.5), seconds_at(&sums->wait, 0.99),
+                      seconds_at(&sums->run, 0.5), seconds_at(&sums->run, 0.99), busy,
+                      sums->runs, sums->rows, sums->requests, releases,
+                      get(&model->inlined) + get(&model->inline_failed), sums->cells,
+                      sums->real_cells, paml_budget_held(), paml_budget_total());
 
 done:
     PyMem_Free(sums);

@@ -276,10 +276,9 @@ append_state(struct paml_request *request, const struct paml_session *session, i
 
 int
 paml_signature_bind(struct module_state *state, const struct signature *signature,
-                    struct paml_request *request,
-                    const struct paml_session *session, PyObject *const *positional,
-                    Py_ssize_t n_positional, PyObject *const *named,
-                    PyObject *const *names, Py_ssize_t n_named,
+                    struct paml_request *request, const struct paml_session *session,
+                    PyObject *const *positional, Py_ssize_t n_positional,
+                    PyObject *const *named, PyObject *const *names, Py_ssize_t n_named,
                     struct tensor_census *census)
 {
     PyObject *few[8] = {NULL}, **bound = few;

@@ -8,8 +8,8 @@
 namespace pyasyncml {
 
 Instance::Instance(Program &program, DLDevice device, int threads)
-    : program_(program), device_(require_device(device)),
-      threads_(threads), module_(program.module_for(device_))
+    : program_(program), device_(require_device(device)), threads_(threads),
+      module_(program.module_for(device_))
 {
     if (threads_ > 0) {
         use_threads(threads_);
