@@ -193,7 +193,7 @@ async def _started(model: Model, example: tuple[Any, ...]) -> Model:
         await model._start(*example)
         if len(model.stats().busy) > 1 and model.signature.stateful:
             warnings.warn(
-                f"model {model.name!r} keeps state of its own from one run to the next: "
+                f"model {model.name!r} keeps state of its own from run to run: "
                 "with several instances the requests of a stream land on any of them",
                 RuntimeWarning,
                 stacklevel=2,

@@ -106,8 +106,8 @@ class Stats:
     (an instance was free and nothing more was waiting), "delay" (`max_delay` had
     passed), "shape" (what waited besides was too long or too short), "deadline" (more
     rows would have made somebody late), "alone" (requests that don't share).
-    `padding_waste` is the share of padded inputs that was padding. `cpu_held` of the
-    process's `cpu_total` CPU tokens are taken, by whatever model.
+    `cells` is rows times lengths of padded inputs, `real_cells` what of it is no
+    padding. `cpu_held` of the process's `cpu_total` CPU tokens are taken, by whatever model.
     """
 
     backend: str
@@ -131,9 +131,15 @@ class Stats:
     requests: int
     releases: dict[str, int]
     inlined: int
-    padding_waste: float
+    cells: int
+    real_cells: int
     cpu_held: int
     cpu_total: int
+
+    @property
+    def padding_waste(self) -> float:
+        """The share of padded inputs that was padding."""
+        return 1 - self.real_cells / self.cells if self.cells else 0.0
 
 
 #: So many failed runs in a row are no longer a matter of single requests.
@@ -202,16 +208,7 @@ class Model(_core.Model):
 
     def stats(self) -> Stats:
         """Counters and latencies; see `Stats`."""
-        *rest, cells, real_cells, held, total = self._stats()
-        waste = 1 - real_cells / cells if cells else 0.0
-        return Stats(
-            self._backend_name,
-            self._device_names,
-            *rest,
-            padding_waste=waste,
-            cpu_held=held,
-            cpu_total=total,
-        )
+        return Stats(self._backend_name, self._device_names, *self._stats())
 
     def health(self) -> Health:
         """Whether the model can serve; see `Health`."""
