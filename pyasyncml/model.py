@@ -107,7 +107,8 @@ class Stats:
     passed), "shape" (what waited besides was too long or too short), "deadline" (more
     rows would have made somebody late), "alone" (requests that don't share).
     `cells` is rows times lengths of padded inputs, `real_cells` what of it is no
-    padding. `cpu_held` of the process's `cpu_total` CPU tokens are taken, by whatever model.
+    padding. `cpu_held` of the process's `cpu_total` CPU tokens are taken, by whatever
+    model.
     """
 
     backend: str

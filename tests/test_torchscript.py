@@ -414,6 +414,20 @@ def test_model_may_keep_its_input(save: Save) -> None:
     asyncio.run(main())
 
 
+class BackWithAView(nn.Module):
+    def forward(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:  # noqa: UP006
+        return x, x.t()
+
+
+def test_view_of_an_input_that_comes_back_itself_is_a_copy_too(save: Save) -> None:
+    """The input counted as a tensor of the result's own, and its view as its alone."""
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    same, view = infer(save(BackWithAView()), x)
+    x[:] = -1
+    assert same.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert view.tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
 # --- state ---
 
 

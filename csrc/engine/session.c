@@ -149,6 +149,38 @@ same_kind_of_tensor(const DLTensor *a, const DLTensor *b)
             memcmp(a->shape, b->shape, (size_t)a->ndim * sizeof(int64_t)) == 0);
 }
 
+/* Whether an output before this one begins where it does: one tensor given twice. What
+   the caller does to the one must not reach the state. */
+static bool
+shares_memory(const struct paml_value *values, uint32_t at)
+{
+    const DLTensor *tensor = &values[at].tensor;
+
+    for (uint32_t i = 0; i < at; i++) {
+        if (values[i].kind == PAML_TENSOR &&
+            (const char *)values[i].tensor.data + values[i].tensor.byte_offset ==
+                (const char *)tensor->data + tensor->byte_offset) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static int
+copy_tensor(struct paml_value *value)
+{
+    struct paml_value copy;
+
+    if (paml_tensor_new(&copy, value->tensor.dtype, value->tensor.ndim,
+                        value->tensor.shape) < 0) {
+        return -1;
+    }
+    paml_tensor_gather(&value->tensor, copy.tensor.data);
+    paml_value_release(value);
+    *value = copy;
+    return 0;
+}
+
 /* Thread: worker, which has the busy op. Locks: none. */
 int
 paml_session_absorb(struct paml_session *session, struct paml_outputs *outputs,
@@ -173,6 +205,11 @@ paml_session_absorb(struct paml_session *session, struct paml_outputs *outputs,
                              "the output that is to be input %u of the session's next "
                              "request has another shape or dtype than that",
                              session->arguments[i]);
+        }
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        if (shares_memory(values, first + i) && copy_tensor(&values[first + i]) < 0) {
+            return paml_fail(err, PAML_ERR_MEMORY, "no memory for a session's state");
         }
     }
     for (uint32_t i = 0; i < n; i++) {
