@@ -166,9 +166,9 @@ queue_count(struct paml_queue *queue, const struct paml_op *op, bool *excess)
 
     rows = op->rows + atomic_fetch_add_explicit(&queue->pushed.rows, op->rows,
                                                 memory_order_relaxed);
-    bytes = (int64_t)op->bytes +
-            atomic_fetch_add_explicit(&queue->pushed.bytes, (int64_t)op->bytes,
-                                      memory_order_relaxed);
+    bytes = (int64_t)op->bytes + atomic_fetch_add_explicit(&queue->pushed.bytes,
+                                                           (int64_t)op->bytes,
+                                                           memory_order_relaxed);
     full = amount_is_past(bytes, limits->max_bytes, &queue->gone.bytes,
                           &queue->known_gone.bytes);
     *excess = limits->when_full != PAML_FULL_WAIT &&
@@ -406,9 +406,9 @@ queue_sleep(struct paml_queue *queue, int64_t until_ns)
     atomic_fetch_add_explicit(&queue->sleepers, 1, memory_order_seq_cst);
     /* Under the lock, so that no op is just then between inbox and list. */
     pthread_mutex_lock(&queue->lock);
-    news = until_ns == 0 ? paml_queue_has_news(queue)
-                         : atomic_load_explicit(&queue->inbox, memory_order_seq_cst) !=
-                               NULL;
+    news = until_ns == 0
+               ? paml_queue_has_news(queue)
+               : atomic_load_explicit(&queue->inbox, memory_order_seq_cst) != NULL;
     pthread_mutex_unlock(&queue->lock);
     if (news && queue_count_out(queue)) {
         return;
@@ -516,35 +516,63 @@ paml_queue_oldest(struct paml_queue *queue)
     return submitted_ns;
 }
 
-/* Thread: any. Locks: takes `lock`. */
-void
-paml_queue_close(struct paml_queue *queue)
+/* Everything that waits, CLAIMED. Locks: the caller holds `lock`. */
+static struct paml_op *
+queue_take_all(struct paml_queue *queue)
 {
-    int sleepers;
+    struct paml_op *op, *list = paml_schedule_take_all(&queue->schedule);
 
-    pthread_mutex_lock(&queue->lock);
-    queue_sort_inbox(queue, INBOX_CLOSED);
-    pthread_mutex_unlock(&queue->lock);
-    sleepers = atomic_exchange_explicit(&queue->sleepers, 0, memory_order_seq_cst);
+    for (op = list; op != NULL; op = op->next) {
+        paml_op_set_state(op, PAML_OP_CLAIMED);
+        queue_uncount(queue, op);
+    }
+    queue_publish(queue);
+    return list;
+}
+
+/* The workers see that the queue is closed. Thread: any. Locks: none. */
+static void
+queue_wake_all(struct paml_queue *queue)
+{
+    int sleepers = atomic_exchange_explicit(&queue->sleepers, 0, memory_order_seq_cst);
     while (sleepers-- > 0) {
         sem_post(&queue->wake);
     }
 }
 
 /* Thread: any. Locks: takes `lock`. */
+void
+paml_queue_close(struct paml_queue *queue)
+{
+    pthread_mutex_lock(&queue->lock);
+    queue_sort_inbox(queue, INBOX_CLOSED);
+    pthread_mutex_unlock(&queue->lock);
+    queue_wake_all(queue);
+}
+
+/* Thread: any. Locks: takes `lock`. */
 struct paml_op *
 paml_queue_empty(struct paml_queue *queue)
 {
-    struct paml_op *op, *list;
+    struct paml_op *list;
 
     pthread_mutex_lock(&queue->lock);
     queue_sort_inbox(queue, NULL);
-    list = paml_schedule_take_all(&queue->schedule);
-    for (op = list; op != NULL; op = op->next) {
-        paml_op_set_state(op, PAML_OP_CLAIMED);
-        queue_uncount(queue, op);
-    }
-    queue_publish(queue);
+    list = queue_take_all(queue);
     pthread_mutex_unlock(&queue->lock);
+    return list;
+}
+
+/* Thread: any. Locks: takes `lock`. */
+struct paml_op *
+paml_queue_close_empty(struct paml_queue *queue)
+{
+    struct paml_op *list;
+
+    pthread_mutex_lock(&queue->lock);
+    queue_sort_inbox(queue, INBOX_CLOSED);
+    list = queue_take_all(queue);
+    pthread_mutex_unlock(&queue->lock);
+    queue_wake_all(queue);
     return list;
 }

@@ -116,4 +116,7 @@ void paml_queue_close(struct paml_queue *queue);
 /* Takes out everything that waits: the caller's, linked by `next`. */
 struct paml_op *paml_queue_empty(struct paml_queue *queue);
 
+/* Both at once: no worker begins any of it. */
+struct paml_op *paml_queue_close_empty(struct paml_queue *queue);
+
 #endif
