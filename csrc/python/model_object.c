@@ -82,7 +82,7 @@ paml_model_learn_signature(ModelObj *self)
         PyErr_SetString(self->state->ModelClosed, "the model is closed");
         return -1;
     }
-    signature = paml_signature_new(entry);
+    signature = paml_signature_new(entry, self->model->batching.mask_argument);
     paml_model_unpin(self->model);
     if (self->signature == NULL) {
         self->signature = signature;
@@ -133,9 +133,9 @@ PyDoc_STRVAR(
 static int
 Model_init(ModelObj *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"backend",     "options", "name",      "path",
-                            "entry",       "devices", "instances", "threads",
-                            "warmup_runs", "spin_ns", "max_rows",  "max_bytes",
+    static char *names[] = {"backend",     "options",  "name",      "path",
+                            "entry",       "devices",  "instances", "threads",
+                            "warmup_runs", "spin_ns",  "max_rows",  "max_bytes",
                             "when_full",   "batching", NULL};
     struct module_state *state = paml_state_of_type(Py_TYPE(self));
     struct paml_model_options options = {0};
