@@ -174,7 +174,10 @@ queue_count(struct paml_queue *queue, const struct paml_op *op, bool *excess)
     *excess = limits->when_full != PAML_FULL_WAIT &&
               amount_is_past(rows, limits->max_rows, &queue->gone.rows,
                              &queue->known_gone.rows);
-    if (full || (*excess && limits->when_full == PAML_FULL_REJECT)) {
+    /* One that never fits isn't worth what would be dropped for it. */
+    full = full || (*excess && limits->when_full == PAML_FULL_REJECT) ||
+           (*excess && op->rows > limits->max_rows);
+    if (full) {
         amount_add(&queue->pushed.rows, -(int64_t)op->rows);
         amount_add(&queue->pushed.bytes, -(int64_t)op->bytes);
         return PAML_ERR_QUEUE;
