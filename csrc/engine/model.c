@@ -209,8 +209,7 @@ model_end(struct paml_model *model, bool on_worker)
     int code;
 
     /* No worker is left that could take: whatever slipped in is answered here. */
-    paml_queue_close(&model->queue);
-    answer_all(paml_queue_empty(&model->queue), PAML_ERR_CLOSED,
+    answer_all(paml_queue_close_empty(&model->queue), PAML_ERR_CLOSED,
                "the model was closed before the request ran");
     if (model->program != NULL) {
         model->backend->unload(model->program);
@@ -285,9 +284,10 @@ paml_model_close(struct paml_model *model, bool drain, struct paml_op *op)
 {
     bool gone, never = false;
 
-    paml_queue_close(&model->queue);
-    if (!drain) {
-        answer_all(paml_queue_empty(&model->queue), PAML_ERR_CLOSED,
+    if (drain) {
+        paml_queue_close(&model->queue);
+    } else {
+        answer_all(paml_queue_close_empty(&model->queue), PAML_ERR_CLOSED,
                    "the model was closed before the request ran");
     }
     pthread_mutex_lock(&model->lock);

@@ -177,7 +177,10 @@ queue_count(struct paml_queue *queue, const struct paml_op *op, bool *excess)
     *excess = limits->when_full != PAML_FULL_WAIT &&
               amount_is_past(rows, limits->max_rows, &queue->gone.rows,
                              &queue->known_gone.rows);
-    if (full || (*excess && limits->when_full == PAML_FULL_REJECT)) {
+    /* One that never fits isn't worth what would be dropped for it. */
+    full = full || (*excess && limits->when_full == PAML_FULL_REJECT) ||
+           (*excess && op->rows > limits->max_rows);
+    if (full) {
         amount_add(&queue->pushed.rows, -(int64_t)op->rows);
         amount_add(&queue->pushed.bytes, -(int64_t)op->bytes);
         return PAML_ERR_QUEUE;
@@ -590,36 +593,64 @@ paml_queue_oldest(struct paml_queue *queue)
     return submitted_ns;
 }
 
-/* Thread: any. Locks: takes `lock`. */
-void
-paml_queue_close(struct paml_queue *queue)
+/* Everything that waits, CLAIMED. Locks: the caller holds `lock`. */
+static struct paml_op *
+queue_take_all(struct paml_queue *queue)
 {
-    int sleepers;
+    struct paml_op *op, *list = paml_schedule_take_all(&queue->schedule);
 
-    pthread_mutex_lock(&queue->lock);
-    queue_sort_inbox(queue, INBOX_CLOSED);
-    pthread_mutex_unlock(&queue->lock);
-    sleepers = atomic_exchange_explicit(&queue->sleepers, 0, memory_order_seq_cst);
+    for (op = list; op != NULL; op = op->next) {
+        paml_op_set_state(op, PAML_OP_CLAIMED);
+        queue_uncount(queue, op);
+    }
+    queue->emptied = true;
+    queue_publish(queue);
+    return list;
+}
+
+/* The workers see that the queue is closed. Thread: any. Locks: none. */
+static void
+queue_wake_all(struct paml_queue *queue)
+{
+    int sleepers = atomic_exchange_explicit(&queue->sleepers, 0, memory_order_seq_cst);
     while (sleepers-- > 0) {
         sem_post(&queue->wake);
     }
 }
 
 /* Thread: any. Locks: takes `lock`. */
+void
+paml_queue_close(struct paml_queue *queue)
+{
+    pthread_mutex_lock(&queue->lock);
+    queue_sort_inbox(queue, INBOX_CLOSED);
+    pthread_mutex_unlock(&queue->lock);
+    queue_wake_all(queue);
+}
+
+/* Thread: any. Locks: takes `lock`. */
 struct paml_op *
 paml_queue_empty(struct paml_queue *queue)
 {
-    struct paml_op *op, *list;
+    struct paml_op *list;
 
     pthread_mutex_lock(&queue->lock);
     queue_sort_inbox(queue, NULL);
-    list = paml_schedule_take_all(&queue->schedule);
-    queue->emptied = true;
-    for (op = list; op != NULL; op = op->next) {
-        paml_op_set_state(op, PAML_OP_CLAIMED);
-        queue_uncount(queue, op);
-    }
-    queue_publish(queue);
+    list = queue_take_all(queue);
     pthread_mutex_unlock(&queue->lock);
+    return list;
+}
+
+/* Thread: any. Locks: takes `lock`. */
+struct paml_op *
+paml_queue_close_empty(struct paml_queue *queue)
+{
+    struct paml_op *list;
+
+    pthread_mutex_lock(&queue->lock);
+    queue_sort_inbox(queue, INBOX_CLOSED);
+    list = queue_take_all(queue);
+    pthread_mutex_unlock(&queue->lock);
+    queue_wake_all(queue);
     return list;
 }

@@ -122,4 +122,7 @@ void paml_queue_close(struct paml_queue *queue);
    caller's, linked by `next`; pass their sessions on. */
 struct paml_op *paml_queue_empty(struct paml_queue *queue);
 
+/* Both at once: no worker begins any of it. */
+struct paml_op *paml_queue_close_empty(struct paml_queue *queue);
+
 #endif

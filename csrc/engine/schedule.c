@@ -255,19 +255,19 @@ paml_schedule_remove(struct paml_schedule *schedule, struct paml_op *op)
     switch (op->place) {
     case PAML_PARKED:
         unpark(schedule, op);
-        return true;
+        break;
     case PAML_HELD:
         if (!paml_session_leave(op->session, op)) {
             return false;
         }
         unhold(schedule, op);
-        return true;
+        break;
     default:
         paml_order_remove(&op->group->order, op);
         forget(schedule, op);
-        admit_parked(schedule);
-        return true;
     }
+    admit_parked(schedule); /* the one that was parked may have been in the way */
+    return true;
 }
 
 struct paml_op *
@@ -387,7 +387,7 @@ released_at(const struct paml_schedule *schedule, const struct paml_group *group
                            ? schedule->batching->max_delay_ns
                            : 0;
     const struct paml_op *head;
-    int64_t at, latest;
+    int64_t at, latest, halfway;
 
     if (delay_ns == 0 || group->rows >= rows_of_a_run(schedule, group, cost)) {
         return 0;
@@ -395,11 +395,14 @@ released_at(const struct paml_schedule *schedule, const struct paml_group *group
     at = group->since_ns + delay_ns;
     head = paml_order_peek(&group->order);
     if (head->deadline_ns != 0) {
-        /* Waiting for company must not make it late: half of what is left is spent. */
+        /* Waiting for company must not make it late: no more than half of its time is
+           spent, also where a run costs little or nobody knows what. */
         latest =
             head->deadline_ns -
             2 * paml_cost_predict(cost, paml_batch_cost_key(schedule->batching, head),
                                   group->rows + 1);
+        halfway = head->submitted_ns + (head->deadline_ns - head->submitted_ns) / 2;
+        latest = halfway < latest ? halfway : latest;
         at = latest < at ? latest : at;
     }
     return at;
@@ -624,7 +627,7 @@ paml_schedule_take(struct paml_schedule *schedule, const struct paml_cost_model 
     struct paml_line line = {0, 0};
     struct window window;
     int64_t max_rows, most;
-    bool alone, padded;
+    bool alone, uneven;
 
     batch->n = 0;
     batch->rows = 0;
@@ -644,18 +647,20 @@ paml_schedule_take(struct paml_schedule *schedule, const struct paml_cost_model 
     if (!alone && !at_once && schedule->batching->max_delay_ns > 0) {
         batch->release = PAML_RELEASE_DELAY;
     }
-    padded = !alone && schedule->batching->n_padded > 0 && leader->lengths[0] > 0;
+    /* A bucket is padded to in any case: its lengths are all alike. */
+    uneven = !alone && schedule->batching->n_padded > 0 && leader->lengths[0] > 0 &&
+             schedule->batching->padded[0].n_buckets == 0;
     if (leader->deadline_ns != 0) {
         line = paml_cost_line_of(cost, paml_batch_cost_key(schedule->batching, leader),
                                  TRUSTED_RUNS);
     }
-    if (!padded && line.a == 0 && line.b == 0) {
+    if (!uneven && line.a == 0 && line.b == 0) {
         take_in_order(schedule, group, leader, max_rows, batch);
     } else {
         most = WINDOW_BATCHES * max_rows;
         most = alone ? 1 : most < PAML_PLAN_MOST ? most : PAML_PLAN_MOST;
         window_open(&window, schedule->batching, group, leader, (uint32_t)most);
-        if (padded && window_keep_similar(&window, group, max_rows)) {
+        if (uneven && window_keep_similar(&window, group, max_rows)) {
             batch->release = PAML_RELEASE_SHAPE;
         }
         if (window_is_in_time(&window, &line, now_ns, max_rows)) {

@@ -82,7 +82,7 @@ paml_model_learn_signature(ModelObj *self)
         PyErr_SetString(self->state->ModelClosed, "the model is closed");
         return -1;
     }
-    signature = paml_signature_new(entry);
+    signature = paml_signature_new(entry, self->model->batching.mask_argument);
     paml_model_unpin(self->model);
     if (self->signature == NULL) {
         self->signature = signature;

@@ -3,7 +3,7 @@
 #include <string.h>
 
 static PyObject *
-describe_spec(const struct paml_spec *spec)
+describe_spec(const struct paml_spec *spec, bool made)
 {
     PyObject *shape, *kinds;
     char dtype[64];
@@ -30,16 +30,16 @@ describe_spec(const struct paml_spec *spec)
                          spec->dtype.bits != 0
                              ? paml_dtype_name(spec->dtype, dtype, sizeof(dtype))
                              : NULL,
-                         shape, (int)spec->optional);
+                         shape, made || spec->optional);
 }
 
 static PyObject *
-describe_specs(const struct paml_spec *specs, uint32_t count)
+describe_specs(const struct paml_spec *specs, uint32_t count, int32_t made)
 {
     PyObject *list = PyTuple_New(count);
 
     for (uint32_t i = 0; list != NULL && i < count; i++) {
-        PyObject *spec = describe_spec(&specs[i]);
+        PyObject *spec = describe_spec(&specs[i], (int32_t)i == made);
         if (spec == NULL) {
             Py_CLEAR(list);
             break;
@@ -76,7 +76,7 @@ copy_spec(struct input_spec *to, const struct paml_spec *from)
 }
 
 struct signature *
-paml_signature_new(const struct paml_entry *entry)
+paml_signature_new(const struct paml_entry *entry, int32_t made)
 {
     struct signature *signature = PyMem_Calloc(1, sizeof(*signature));
     PyObject *inputs, *outputs;
@@ -97,8 +97,11 @@ paml_signature_new(const struct paml_entry *entry)
             goto fail;
         }
     }
-    inputs = describe_specs(entry->inputs, entry->n_inputs);
-    outputs = describe_specs(entry->outputs, entry->n_outputs);
+    if (made >= 0 && (uint32_t)made < signature->n_inputs) {
+        signature->inputs[made].optional = 1;
+    }
+    inputs = describe_specs(entry->inputs, entry->n_inputs, made);
+    outputs = describe_specs(entry->outputs, entry->n_outputs, -1);
     if (inputs != NULL && outputs != NULL) {
         signature->described =
             Py_BuildValue("(sOOii)", entry->name, inputs, outputs, (int)entry->variadic,

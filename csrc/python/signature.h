@@ -27,8 +27,9 @@ struct signature {
     PyObject *described; /* what Python shows: (entry, inputs, outputs) as tuples */
 };
 
-/* NULL with an error set. */
-struct signature *paml_signature_new(const struct paml_entry *entry);
+/* `made`: the input that the engine makes where a call leaves it out (the mask); -1:
+   none. NULL with an error set. */
+struct signature *paml_signature_new(const struct paml_entry *entry, int32_t made);
 void paml_signature_free(struct signature *signature);
 
 /* The position of a named input; -1 where there is none such. */
