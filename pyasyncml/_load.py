@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
@@ -9,8 +10,8 @@ from typing import Any
 
 from . import _files
 from ._call import call
-from .batching import Batching
 from .backends import Devices, load_backend, parse_devices
+from .batching import Batching
 from .errors import LoadError
 from .model import Model, Queue, make_model
 
@@ -21,12 +22,20 @@ _WARMUP_RUNS = 3
 class Loading:
     """What `load` returns: await it for the model, or enter it with ``async with``."""
 
-    def __init__(self, open_model: Callable[[], Any]) -> None:
+    def __init__(
+        self, open_model: Callable[[], Any], load_again: Callable[[Any], Loading]
+    ) -> None:
         self._open_model = open_model
+        self._load_again = load_again
         self._model: Model | None = None
 
     def __await__(self) -> Generator[Any, None, Model]:
-        return self._open_model().__await__()  # type: ignore[no-any-return]
+        return self._open().__await__()
+
+    async def _open(self) -> Model:
+        model: Model = await self._open_model()
+        model._load_again = self._load_again
+        return model
 
     async def __aenter__(self) -> Model:
         self._model = await self
@@ -90,6 +99,7 @@ def load(
     if batching is not None and not isinstance(batching, Batching):
         raise TypeError(f"batching: expected a Batching, got {type(batching).__name__}")
     devices = parse_devices(device)
+    title = name
     example = (
         inputs if isinstance(inputs, tuple) else () if inputs is None else (inputs,)
     )
@@ -101,13 +111,26 @@ def load(
         "batching": batching,
         "warmup_runs": _WARMUP_RUNS if warmup else 0,
     }
+    load_again = functools.partial(
+        load,
+        inputs=inputs,
+        device=device,
+        instances=instances,
+        threads=threads,
+        entry=entry,
+        batching=batching,
+        queue=queue,
+        warmup=warmup,
+        backend=backend,
+    )
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         if not isinstance(path, str):
             path = os.fsdecode(path)
         title = name or os.path.basename(path.rstrip("/")) or path
         return Loading(
-            lambda: _open_file(path, backend, sha256, entry, example, title, common)
+            lambda: _open_file(path, backend, sha256, entry, example, title, common),
+            functools.partial(load_again, name=title),
         )
     if callable(source):
         if batching is not None:
@@ -124,7 +147,8 @@ def load(
         function = _live_entry(source, entry)
         title = name or str(getattr(source, "__name__", type(source).__name__))
         return Loading(
-            lambda: _open_live(source, function, devices, example, title, common)
+            lambda: _open_live(source, function, devices, example, title, common),
+            functools.partial(load_again, name=title),
         )
     raise TypeError(
         "source: expected a path, a torch.nn.Module or a callable, "
