@@ -99,7 +99,6 @@ def load(
     if batching is not None and not isinstance(batching, Batching):
         raise TypeError(f"batching: expected a Batching, got {type(batching).__name__}")
     devices = parse_devices(device)
-    title = name
     example = (
         inputs if isinstance(inputs, tuple) else () if inputs is None else (inputs,)
     )

@@ -212,19 +212,7 @@ class Model(_core.Model):
 
     def stats(self) -> Stats:
         """Counters and latencies; see `Stats`."""
-        *rest, cells, real_cells, held, total = self._stats()
-        padding = cells - real_cells
-        waste = padding / cells if cells else 0.0
-        return Stats(
-            self._backend_name,
-            self._device_names,
-            *rest,
-            cells,
-            padding,
-            waste,
-            held,
-            total,
-        )
+        return Stats(self._backend_name, self._device_names, *self._stats())
 
     def health(self) -> Health:
         """Whether the model can serve; see `Health`."""
@@ -280,9 +268,9 @@ class Model(_core.Model):
 
         `source` is what `load` takes (a file, a live module), and is loaded and warmed
         up as the first was: with the same example inputs, device, instances, threads,
-        entry, batching and queue. A file's checksum is looked for beside it; ``sha256=``
-        was the first file's. Meanwhile the model goes on, and for as long as that takes
-        both programs are in memory.
+        entry, batching and queue. A file's checksum is looked for beside it, since
+        ``sha256=`` was the first file's. Meanwhile the model goes on; both programs are
+        in memory until the old one has ended.
 
         The change is atomic: each request, and so each batch, sees the old program or
         the new one. Requests accepted before it are served by the old program, which

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import threading
 
 import numpy as np
 import pytest
@@ -123,11 +124,11 @@ def test_default_in_flight_is_twice_what_the_instances_take(run):
 
 def test_unordered_hands_out_what_completes_first(run):
     async def main():
-        async with ml.load(
-            lambda event: event.wait() and event.n, instances=2
-        ) as model:
-            import threading
+        def wait(event):
+            event.wait()
+            return event.n
 
+        async with ml.load(wait, instances=2) as model:
             events = [threading.Event() for _ in range(3)]
             for n, event in enumerate(events):
                 event.n = n

@@ -170,13 +170,14 @@ busy_of(const struct paml_totals *totals, int n_workers)
 
 /* (submitted, completed, failed, cancelled, expired, rejected, waiting rows, waiting
     bytes, running, waited, wait p50, wait p99, run p50, run p99, busy seconds per
-    instance, runs, rows, requests of runs, releases, cells, real cells, CPU tokens held
-    and in all) */
+    instance, runs, rows, requests of runs, releases, cells of padded inputs, those that
+    were padding, their share, CPU tokens held and in all) */
 PyObject *
 Model_stats(ModelObj *self, PyObject *Py_UNUSED(ignored))
 {
     PyObject *busy, *releases, *result = NULL;
     struct paml_totals *totals;
+    unsigned long long padding;
 
     if (self->model == NULL) {
         PyErr_SetString(PyExc_RuntimeError, "Model object is not initialized.");
@@ -185,17 +186,19 @@ Model_stats(ModelObj *self, PyObject *Py_UNUSED(ignored))
     if ((totals = totals_of(self)) == NULL) {
         return NULL;
     }
+    padding = totals->cells - totals->real_cells;
     busy = busy_of(totals, self->model->n_workers);
     releases = releases_of(totals);
     if (busy != NULL && releases != NULL) {
         result = Py_BuildValue(
-            "(KKKKKKLLidddddOKKKOKKii)", totals->submitted, totals->completed,
+            "(KKKKKKLLidddddOKKKOKKdii)", totals->submitted, totals->completed,
             totals->failed, totals->cancelled, totals->expired, totals->rejected,
             totals->waiting_rows, totals->waiting_bytes, totals->running,
             seconds(get(&totals->wait.sum_ns)), seconds_at(&totals->wait, 0.5),
             seconds_at(&totals->wait, 0.99), seconds_at(&totals->run, 0.5),
             seconds_at(&totals->run, 0.99), busy, totals->runs, totals->rows,
-            totals->requests, releases, totals->cells, totals->real_cells,
+            totals->requests, releases, totals->cells, padding,
+            totals->cells > 0 ? (double)padding / (double)totals->cells : 0.0,
             paml_budget_held(), paml_budget_total());
     }
     PyMem_Free(totals);
