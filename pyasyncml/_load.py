@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Callable, Generator, Sequence
@@ -22,12 +23,20 @@ _WARMUP_RUNS = 3
 class Loading:
     """What `load` returns: await it for the model, or enter it with ``async with``."""
 
-    def __init__(self, open_model: Callable[[], Any]) -> None:
+    def __init__(
+        self, open_model: Callable[[], Any], load_again: Callable[[Any], Loading]
+    ) -> None:
         self._open_model = open_model
+        self._load_again = load_again
         self._model: Model | None = None
 
     def __await__(self) -> Generator[Any, None, Model]:
-        return self._open_model().__await__()  # type: ignore[no-any-return]
+        return self._open().__await__()
+
+    async def _open(self) -> Model:
+        model: Model = await self._open_model()
+        model._load_again = self._load_again
+        return model
 
     async def __aenter__(self) -> Model:
         self._model = await self
@@ -112,13 +121,26 @@ def load(
         "inline_below": inline_below,
         "warmup_runs": _WARMUP_RUNS if warmup else 0,
     }
+    load_again = functools.partial(
+        load,
+        inputs=inputs,
+        device=device,
+        instances=instances,
+        threads=threads,
+        entry=entry,
+        batching=batching,
+        queue=queue,
+        warmup=warmup,
+        backend=backend,
+    )
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         if not isinstance(path, str):
             path = os.fsdecode(path)
         title = name or os.path.basename(path.rstrip("/")) or path
         return Loading(
-            lambda: _open_file(path, backend, sha256, entry, example, title, common)
+            lambda: _open_file(path, backend, sha256, entry, example, title, common),
+            functools.partial(load_again, name=title),
         )
     if callable(source):
         if batching is not None:
@@ -135,7 +157,8 @@ def load(
         function = _live_entry(source, entry)
         title = name or str(getattr(source, "__name__", type(source).__name__))
         return Loading(
-            lambda: _open_live(source, function, devices, example, title, common)
+            lambda: _open_live(source, function, devices, example, title, common),
+            functools.partial(load_again, name=title),
         )
     raise TypeError(
         "source: expected a path, a torch.nn.Module or a callable, "

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Iterable,
+)
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
 
-from . import _core
+from . import _core, _map
 from .batching import Batching, describe
+from .errors import Error, LoadError, ModelClosed
 
 # The order of enum paml_kind in csrc/engine/value.h.
 _KINDS = (
@@ -99,16 +107,19 @@ class Stats:
 
     `waiting` is rows in the queue, `waiting_bytes` their inputs, `running` instances in
     a run at this moment; `wait` is time in the queue, `run` time in the backend,
-    quantiles within an eighth; `busy` seconds in the backend, one number an instance.
+    quantiles within an eighth; `waited` is the seconds that all requests have been in
+    the queue together, `busy` seconds in the backend, one number an instance.
 
     `runs` of the backend served `rows` of `requests` in all; `inlined` requests more
     were run where `infer` was called. `releases` says why runs began: "full", "drained"
     (an instance was free and nothing more was waiting), "delay" (`max_delay` had
     passed), "shape" (what waited besides was too long or too short), "deadline" (more
-    rows would have made somebody late), "alone" (requests that don't share).
-    `cells` is rows times lengths of padded inputs, `real_cells` what of it is no
-    padding. `cpu_held` of the process's `cpu_total` CPU tokens are taken, by whatever
+    rows would have made somebody late), "alone" (requests that don't share). Padded
+    inputs had `cells` elements, `padding_cells` of them padding; `padding_waste` is that
+    share. `cpu_held` of the process's `cpu_total` CPU tokens are taken, by whatever
     model.
+
+    A reload sets nothing back: what the versions did is added up.
     """
 
     backend: str
@@ -122,6 +133,7 @@ class Stats:
     waiting: int
     waiting_bytes: int
     running: int
+    waited: float
     wait_p50: float
     wait_p99: float
     run_p50: float
@@ -133,14 +145,10 @@ class Stats:
     releases: dict[str, int]
     inlined: int
     cells: int
-    real_cells: int
+    padding_cells: int
+    padding_waste: float
     cpu_held: int
     cpu_total: int
-
-    @property
-    def padding_waste(self) -> float:
-        """The share of padded inputs that was padding."""
-        return 1 - self.real_cells / self.cells if self.cells else 0.0
 
 
 #: So many failed runs in a row are no longer a matter of single requests.
@@ -198,6 +206,10 @@ class Model(_core.Model):
 
     _backend_name: str
     _device_names: tuple[str, ...]
+    _in_flight: int  # of map(), where it isn't told
+    _reloading: threading.Lock
+    #: Loads another source as this one was; None: it wasn't loaded from one.
+    _load_again: Callable[[Any], Awaitable[Model]] | None = None
 
     @property
     def signature(self) -> Signature:
@@ -217,7 +229,7 @@ class Model(_core.Model):
         return Health(
             status,
             message,
-            len(self._stats()[13]),
+            len(self._stats()[14]),
             alive,
             longest_run,
             oldest_wait,
@@ -238,6 +250,90 @@ class Model(_core.Model):
         Raises `InputError` for a name that is no input, or a state that is no tensor.
         """
         return Session(self, state)
+
+    def map(
+        self,
+        source: Iterable[Any] | AsyncIterable[Any],
+        *,
+        in_flight: int | None = None,
+        ordered: bool = True,
+    ) -> AsyncGenerator[Any, None]:
+        """The outputs for each item of `source`: an async iterator, with back-pressure.
+
+        `source`: an iterable or async iterable of inputs; an item that is a tuple is
+        several inputs. It is pulled when the iteration begins, and then only while
+        fewer than `in_flight` requests are submitted and not yet handed out; by default
+        that is twice the rows that all instances take at a time, and at least 16. An
+        async source is awaited beside the requests, in a task of its own, and closed at
+        the end.
+
+        Outputs come in the order of the inputs, or as they complete with
+        ``ordered=False``. What a request, its inputs or the source raises is raised in
+        its place, and ends the iteration. What is outstanding is cancelled then, and
+        where the iteration is left early: on cancellation, on ``aclose()``, and when
+        the iterator is collected (at once only with `contextlib.aclosing`).
+
+        Raises `TypeError` and `ValueError` for wrong arguments at the call.
+
+        >>> import asyncio
+        >>> from pyasyncml.testing import echo
+        >>> async def main():
+        ...     async with await echo() as model:
+        ...         return [y async for y in model.map(range(5))]
+        >>> asyncio.run(main())
+        [0, 1, 2, 3, 4]
+        """
+        if in_flight is None:
+            in_flight = self._in_flight
+        return _map.results(self.infer, source, in_flight, ordered)
+
+    async def reload(self, source: Any) -> None:
+        """Serve another source of the same signature from now on, refusing nothing.
+
+        `source` is what `load` takes (a file, a live module), and is loaded and warmed
+        up as the first was: with the same example inputs, device, instances, threads,
+        entry, batching and queue. A file's checksum is looked for beside it, since
+        ``sha256=`` was the first file's. Meanwhile the model goes on; both programs are
+        in memory until the old one has ended.
+
+        The change is atomic: each request, and so each batch, sees the old program or
+        the new one. Requests accepted before it are served by the old program, which
+        then ends; the reload is over when it has. Cancelling the reload before the
+        change leaves the model as it was; after it, the old program still serves what
+        it has.
+
+        Raises `LoadError` if the source doesn't load, fails in the warm-up or has
+        another signature (it says what differs): the model goes on unchanged. Raises
+        `Error` while another reload hasn't come to its change, `ModelClosed` after
+        ``close()``, and `TypeError` and `ValueError` as `load` does.
+        """
+        if self._load_again is None:
+            raise Error(f"model {self.name!r} has no source: it can't be reloaded")
+        if not self._reloading.acquire(blocking=False):
+            raise Error(
+                f"model {self.name!r} is being reloaded already: await that first"
+            )
+        try:
+            if self._closing:
+                raise ModelClosed(f"model {self.name!r} is closed")
+            other = await self._load_again(source)
+            try:
+                _check_same(self.signature, other.signature)
+                self._replace(other)
+            except BaseException:
+                await other.close(drain=False)
+                raise
+        finally:
+            self._reloading.release()
+        await other.close()  # which has begun
+
+    def _replace(self, other: Model) -> None:
+        """Changes programs with another model; what runs and waits goes along."""
+        self._swap(other)
+        self._backend_name, other._backend_name = (
+            other._backend_name,
+            self._backend_name,
+        )
 
     async def __aenter__(self) -> Model:
         return self
@@ -270,6 +366,37 @@ class Session(_core.Session):
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def _differences(
+    what: str, old: tuple[TensorSpec, ...], new: tuple[TensorSpec, ...]
+) -> list[str]:
+    if len(old) != len(new):
+        return [f"{len(new)} {what}s instead of {len(old)}"]
+    found = []
+    for i, (a, b) in enumerate(zip(old, new, strict=True)):
+        title = f"{what} {i if a.name is None else repr(a.name)}"
+        for field in ("name", "kinds", "dtype", "shape", "optional"):
+            before, after = getattr(a, field), getattr(b, field)
+            if before != after:
+                found.append(f"{title}: {field} {after!r} instead of {before!r}")
+    return found
+
+
+def _check_same(old: Signature, new: Signature) -> None:
+    """Raises `LoadError`, unless requests for the one are requests for the other."""
+    found = []
+    for field in ("entry", "variadic"):
+        before, after = getattr(old, field), getattr(new, field)
+        if before != after:
+            found.append(f"{field} {after!r} instead of {before!r}")
+    found += _differences("input", old.inputs, new.inputs)
+    found += _differences("output", old.outputs, new.outputs)
+    if found:
+        raise LoadError(
+            f"reload: the source has another signature: {'; '.join(found)}; "
+            "load it as a model of its own"
+        )
 
 
 def _spin_ns() -> int:
@@ -324,4 +451,7 @@ def make_model(
     )
     model._backend_name = backend
     model._device_names = tuple(name for name, _ in devices)
+    rows = batching.max_rows if batching is not None else 1
+    model._in_flight = max(16, 2 * instances * len(devices) * rows)
+    model._reloading = threading.Lock()
     return model

@@ -32,6 +32,7 @@ class EchoModel(Model):
     """A `Model` whose runs can be held, delayed and made to fail."""
 
     _script: _core.EchoScript
+    _replaced: list[_core.EchoScript]  # of versions that may still be drained
 
     async def __aexit__(
         self,
@@ -48,8 +49,12 @@ class EchoModel(Model):
         self._script.hold()
 
     def release(self, runs: int | None = None) -> None:
-        """Let `runs` runs through the gate; None opens it for good."""
+        """Let `runs` runs through the gate; None opens it for good, and the gates of
+        versions that a reload has replaced."""
         self._script.release(runs)
+        if runs is None:
+            for script in self._replaced:
+                script.release(None)
 
     def fail(
         self, runs: int = 1, message: str = "scripted failure", *, memory: bool = False
@@ -79,6 +84,23 @@ class EchoModel(Model):
         """The rows of each run so far, the last 4096: of its first input's axis 0."""
         return self._script.seen()[2]
 
+    async def reload(self, source: Any = None) -> None:
+        """As `Model.reload`, with a new script in the place of a new program.
+
+        It has the same delays, an open gate, and has seen no runs: `hold`, `fail`,
+        `begun`, `seen` and the others act on it from the change on. `source` is not
+        looked at, so that code under test may name its file.
+        """
+        script = self._script
+        self._replaced.append(script)
+        await super().reload(source)
+        self._replaced.remove(script)
+
+    def _replace(self, other: Model) -> None:
+        super()._replace(other)
+        assert isinstance(other, EchoModel)
+        self._script, other._script = other._script, self._script
+
     def run_direct(self, *inputs: Any) -> Any:
         """The same conversions and the same run, blocking, in the calling thread."""
         return self._run_direct(*inputs)
@@ -98,8 +120,8 @@ async def echo(
     """A running echo model.
 
     `delay`: seconds each run takes, slept, or burnt with `busy`, and `delay_per_row`
-    more for each row. One input comes back
-    as it is (a copy), several as a tuple; any structure of tensors, numbers, strings.
+    more for each row. One input comes back as it is (a copy), several as a tuple; any
+    structure of tensors, numbers, strings.
     """
     script = _core.EchoScript(delay, busy, delay_per_row)
     model = make_model(
@@ -115,6 +137,16 @@ async def echo(
     )
     assert isinstance(model, EchoModel)
     model._script = script
+    model._replaced = []
+    model._load_again = lambda source: echo(
+        instances=instances,
+        delay=delay,
+        delay_per_row=delay_per_row,
+        busy=busy,
+        batching=batching,
+        queue=queue,
+        name=name,
+    )
     try:
         await model._start()
     except BaseException:

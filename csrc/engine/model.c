@@ -72,6 +72,9 @@ paml_model_unref(struct paml_model *model)
 {
     /* acq_rel: what other holders did happens before the free. */
     if (atomic_fetch_sub_explicit(&model->refs, 1, memory_order_acq_rel) == 1) {
+        if (model->predecessor != NULL) {
+            paml_model_unref(model->predecessor);
+        }
         paml_queue_destroy(&model->queue);
         paml_batching_clear(&model->batching);
         paml_batching_options_clear(&model->batching_options);
@@ -114,6 +117,66 @@ answer_all(struct paml_op *ops, int code, const char *message)
         }
         post_out_of_turn(op);
     }
+}
+
+/* The model has ended: so it is for the one it replaced to answer, if there is one.
+   Thread: any. Locks: as paml_model_close, of that one. */
+static void
+answer_closing(struct paml_model *predecessor, struct paml_op *closing)
+{
+    struct paml_op *op;
+
+    if (predecessor == NULL) {
+        answer_all(closing, PAML_OK, NULL);
+        return;
+    }
+    while ((op = closing) != NULL) {
+        closing = op->next;
+        paml_model_close(predecessor, true, op);
+    }
+    paml_model_unref(predecessor);
+}
+
+/* A new reference, or NULL. Lock: the model's is held. */
+static struct paml_model *
+predecessor_of(struct paml_model *model)
+{
+    if (model->predecessor != NULL) {
+        atomic_fetch_add_explicit(&model->predecessor->refs, 1, memory_order_relaxed);
+    }
+    return model->predecessor;
+}
+
+/* Thread: any. Locks: takes the model's. */
+void
+paml_model_succeed(struct paml_model *model, struct paml_model *predecessor)
+{
+    atomic_fetch_add_explicit(&predecessor->refs, 1, memory_order_relaxed);
+    pthread_mutex_lock(&model->lock);
+    model->predecessor = predecessor;
+    pthread_mutex_unlock(&model->lock);
+}
+
+/* Thread: any. Locks: takes the model's, then its predecessor's. */
+struct paml_model *
+paml_model_forget(struct paml_model *model)
+{
+    struct paml_model *gone = model->predecessor;
+    bool last;
+
+    pthread_mutex_lock(&model->lock);
+    /* acquire: pairs with the release of whoever let go of it before us. No reference
+       can be had any more but under this lock. */
+    last = gone != NULL && atomic_load_explicit(&gone->refs, memory_order_acquire) == 1;
+    if (last) {
+        model->predecessor = gone->predecessor;
+    }
+    pthread_mutex_unlock(&model->lock);
+    if (!last) {
+        return NULL;
+    }
+    gone->predecessor = NULL;
+    return gone;
 }
 
 /* Thread: any. GIL: any. Locks: takes the model's. */
@@ -205,6 +268,7 @@ static void
 model_end(struct paml_model *model, bool on_worker)
 {
     struct paml_op *opening, *closing;
+    struct paml_model *predecessor;
     struct paml_error error;
     int code;
 
@@ -230,12 +294,13 @@ model_end(struct paml_model *model, bool on_worker)
     model->opening = NULL;
     closing = model->closing;
     model->closing = NULL;
+    predecessor = predecessor_of(model);
     pthread_mutex_unlock(&model->lock);
     answer_all(opening, code, error.message);
     if (on_worker) {
         paml_thread_leaving();
     }
-    answer_all(closing, PAML_OK, NULL);
+    answer_closing(predecessor, closing);
 }
 
 /* `count` workers are leaving, or never came. The last one ends the model. All are
@@ -282,6 +347,7 @@ paml_model_submit(struct paml_model *model, struct paml_op *op)
 void
 paml_model_close(struct paml_model *model, bool drain, struct paml_op *op)
 {
+    struct paml_model *predecessor;
     bool gone, never = false;
 
     if (drain) {
@@ -299,6 +365,7 @@ paml_model_close(struct paml_model *model, bool drain, struct paml_op *op)
         model->status = PAML_STATUS_CLOSING;
     }
     gone = model->ended;
+    predecessor = predecessor_of(model);
     if (!gone && op != NULL) {
         op->next = model->closing;
         model->closing = op;
@@ -310,8 +377,14 @@ paml_model_close(struct paml_model *model, bool drain, struct paml_op *op)
         answer_all(paml_queue_empty(&model->queue), PAML_ERR_CLOSED,
                    "the model was closed before it was started");
     }
+    if (predecessor != NULL && !drain) {
+        paml_model_close(predecessor, false, NULL);
+    }
     if (gone && op != NULL) {
-        paml_mailbox_post(op->mailbox, op);
+        op->next = NULL;
+        answer_closing(predecessor, op);
+    } else if (predecessor != NULL) {
+        paml_model_unref(predecessor);
     }
 }
 

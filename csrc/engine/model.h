@@ -1,7 +1,8 @@
 /* A model: one program, a queue, and a worker thread for each instance of it.
  *
  * Lifetime: one reference for whoever made it and one for each live worker. The last
- * worker to leave unloads the program and answers those who asked for the close.
+ * worker to leave unloads the program and answers those who asked for the close: at
+ * once, or, where the model had replaced another, when that has ended as well.
  *
  * Lock: `lock` guards status, error, program, entry, the counts and the lists of ops
  * that wait for a change of status. Nothing is called under it, and it is never held
@@ -101,6 +102,7 @@ struct paml_model {
     bool ended;                     /* unloaded; no worker will touch it again */
     struct paml_op *opening;        /* answered when READY, or when all have left */
     struct paml_op *closing;        /* list, answered when all have left */
+    struct paml_model *predecessor; /* one reference: see paml_model_succeed() */
 };
 
 /* NULL when memory ran out. Copies the options but load.options, which must outlive the
@@ -120,6 +122,15 @@ int paml_model_submit(struct paml_model *model, struct paml_op *op);
 /* Stops accepting. `drain`: what waits is served, else it is answered with
    PAML_ERR_CLOSED. `op` (may be NULL) is answered when the last worker has left. */
 void paml_model_close(struct paml_model *model, bool drain, struct paml_op *op);
+
+/* `model` has come in the place of `predecessor`, and keeps a reference to it: closing
+   the one closes and awaits both. Callers of this and the next, and who reads
+   `predecessor` without the lock, take turns (in Python: by the GIL). */
+void paml_model_succeed(struct paml_model *model, struct paml_model *predecessor);
+/* Lets go of a predecessor that has ended and that nobody else knows any more: returns
+   the reference. What that had replaced is the model's own predecessor then. NULL where
+   it isn't so far. */
+struct paml_model *paml_model_forget(struct paml_model *model);
 
 /* The program's description, and with it the program, kept until the unpin; NULL where
    there is none (yet, or any more): nothing to unpin then. */

@@ -31,7 +31,10 @@ bucket_value(int bucket)
 void
 paml_histogram_add(struct paml_histogram *histogram, int64_t ns)
 {
-    paml_count(&histogram->counts[bucket_of(ns > 0 ? (uint64_t)ns : 0)], 1);
+    uint64_t amount = ns > 0 ? (uint64_t)ns : 0;
+
+    paml_count(&histogram->counts[bucket_of(amount)], 1);
+    paml_count(&histogram->sum_ns, amount);
 }
 
 void
@@ -41,6 +44,7 @@ paml_histogram_merge(struct paml_histogram *to, const struct paml_histogram *fro
         paml_count(&to->counts[i],
                    atomic_load_explicit(&from->counts[i], memory_order_relaxed));
     }
+    paml_count(&to->sum_ns, atomic_load_explicit(&from->sum_ns, memory_order_relaxed));
 }
 
 int64_t

@@ -18,6 +18,7 @@
 
 struct paml_histogram {
     atomic_uint_least64_t counts[PAML_HISTOGRAM_BUCKETS];
+    atomic_uint_least64_t sum_ns; /* of what was added, exact */
 };
 
 struct paml_worker_stats {

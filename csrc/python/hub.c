@@ -3,6 +3,7 @@
 #include <errno.h>
 
 #include "clock.h"
+#include "served.h"
 #include "thread.h"
 
 /* Callbacks run in one go before the loop gets a turn: bounds the lag of other tasks.
@@ -107,6 +108,8 @@ paml_hub_settle(HubObj *hub, struct paml_request *request)
     if (future != NULL) {
         future->request = NULL;
     }
+    paml_served_leave(request->served);
+    request->served = NULL;
     /* From here on nothing leads from one to the other: what follows runs destructors,
        which may cancel the future or ask for its result. */
     if (request->kind->arrived != NULL) {

@@ -11,13 +11,13 @@
 static int
 infer_remove(struct paml_request *request)
 {
-    return paml_queue_remove(&paml_model_of(request)->model->queue, &request->op);
+    return paml_queue_remove(&request->served->model->queue, &request->op);
 }
 
 static void
 infer_given_up(struct paml_request *request, int code)
 {
-    struct paml_model *model = paml_model_of(request)->model;
+    struct paml_model *model = request->served->model;
 
     atomic_fetch_add_explicit(code == PAML_OK ? &model->cancelled : &model->expired, 1,
                               memory_order_relaxed);
@@ -44,8 +44,8 @@ static const struct request_kind infer_kind = {
 
 /* --- arguments --- */
 
-/* Inputs of a live module or of call(): opaque to the engine. All stolen but context.
- */
+/* Inputs of a live module or of call(): opaque to the engine. All stolen but context
+   and the function. */
 int
 paml_append_call(struct paml_request *request, PyObject *function, PyObject *args,
                  PyObject *kwargs)
@@ -222,9 +222,9 @@ classify(ModelObj *self, struct paml_request *request)
 static PyObject *
 submit(ModelObj *self, struct paml_request *request)
 {
-    struct paml_model *model = self->model;
-    const struct paml_queue_limits *limits = &model->queue.limits;
     FutureObj *future = paml_request_launch(request);
+    const struct paml_queue_limits *limits;
+    struct paml_model *model;
     struct paml_error error;
     char message[256];
     int code;
@@ -232,6 +232,11 @@ submit(ModelObj *self, struct paml_request *request)
     if (future == NULL) {
         return NULL;
     }
+    /* Looked at only now: what came before may have run Python code, and that may have
+       reloaded the model. From here to the push none runs. */
+    request->served = paml_served_use(self->served);
+    model = request->served->model;
+    limits = &model->queue.limits;
     if (request->expired) {
         infer_given_up(request, PAML_ERR_DEADLINE);
         paml_request_refuse(request, PAML_ERR_DEADLINE,
@@ -309,8 +314,10 @@ paml_infer(ModelObj *self, struct paml_session *session, PyObject *const *args,
         goto done;
     }
     if (self->model->backend == &paml_python_backend) {
-        status = paml_append_call(request, self->options, paml_tuple_of(args, nargs),
+        PyObject *function = Py_NewRef(self->options); /* a reload may drop it */
+        status = paml_append_call(request, function, paml_tuple_of(args, nargs),
                                   dict_of(names, named, n_named));
+        Py_DECREF(function);
     } else if (self->signature != NULL || paml_model_learn_signature(self) == 0) {
         if (session != NULL) {
             atomic_fetch_add_explicit(&session->refs, 1, memory_order_relaxed);
@@ -386,9 +393,9 @@ const char Model_run_direct_doc[] =
 PyObject *
 Model_run_direct(ModelObj *self, PyObject *const *args, Py_ssize_t nargs)
 {
-    const struct paml_backend *backend;
     struct tensor_census census = {0, 0};
     struct paml_request request;
+    struct paml_model *model;
     struct paml_error error = {0};
     PyThreadState *thread_state;
     void *instance = NULL;
@@ -404,7 +411,6 @@ Model_run_direct(ModelObj *self, PyObject *const *args, Py_ssize_t nargs)
                         "a Python callable is run directly by calling it");
         return NULL;
     }
-    backend = self->model->backend;
     paml_request_borrow(&request, self->state);
     if (paml_signature_bind(self->state, self->signature, &request, NULL, args, nargs,
                             NULL, NULL, 0, &census) == 0) {
@@ -412,18 +418,20 @@ Model_run_direct(ModelObj *self, PyObject *const *args, Py_ssize_t nargs)
                                .n_inputs = request.op.n_inputs,
                                .n_arguments = request.op.n_arguments,
                                .outputs = &request.op.outputs};
-        if (paml_model_pin(self->model) == NULL) {
+        request.served = paml_served_use(self->served);
+        model = request.served->model;
+        if (paml_model_pin(model) == NULL) {
             PyErr_SetString(self->state->ModelClosed, "the model is closed");
             goto done;
         }
         thread_state = PyEval_SaveThread();
-        code =
-            backend->open(self->model->program, self->devices[0], 1, &instance, &error);
+        code = model->backend->open(model->program, self->devices[0], 1, &instance,
+                                    &error);
         if (code == PAML_OK) {
-            code = backend->run(instance, &run, &error);
-            backend->close(instance);
+            code = model->backend->run(instance, &run, &error);
+            model->backend->close(instance);
         }
-        paml_model_unpin(self->model);
+        paml_model_unpin(model);
         PyEval_RestoreThread(thread_state);
         if (code == PAML_OK) {
             result = paml_outputs_to_object(
@@ -438,5 +446,6 @@ Model_run_direct(ModelObj *self, PyObject *const *args, Py_ssize_t nargs)
 done:
     paml_request_release_inputs(&request);
     paml_op_clear(&request.op);
+    paml_served_leave(request.served);
     return result;
 }

@@ -143,6 +143,7 @@ Model_init(ModelObj *self, PyObject *args, PyObject *kwargs)
     const struct paml_backend *backend;
     PyObject *capsule, *python_options, *name, *devices, *batching;
     long long spin_ns, max_rows, max_bytes, inline_ns;
+    struct paml_model *model;
     int when_full;
 
     if (!PyArg_ParseTupleAndKeywords(
@@ -196,12 +197,17 @@ Model_init(ModelObj *self, PyObject *args, PyObject *kwargs)
         return -1;
     }
     paml_threads_reap();
-    self->model = paml_model_new(backend, &options);
+    model = paml_model_new(backend, &options);
     PyMem_Free(options.batching.settings);
-    if (self->model == NULL) {
+    if (model == NULL) {
         PyErr_NoMemory();
         return -1;
     }
+    self->served = paml_served_new(model);
+    if (self->served == NULL) {
+        return -1;
+    }
+    self->model = model;
     self->inline_below_ns = inline_ns;
     self->state = state;
     self->module = Py_NewRef(state->module);
@@ -316,6 +322,55 @@ Model_abort(ModelObj *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(Model_swap_doc,
+             "_swap($self, other, /)\n--\n\n"
+             "Serve what `other` has loaded from now on; `other` gets what was served\n"
+             "until now, closed, to be drained. Both have the same signature and the\n"
+             "same instances.");
+
+#define SWAP(type, a, b)                                                               \
+    do {                                                                               \
+        type between = a;                                                              \
+        a = b;                                                                         \
+        b = between;                                                                   \
+    } while (0)
+
+/* Thread: any. GIL: held, and not let go of: who submits does so before or after.
+   Locks: the queue's and the models', in turn. */
+static PyObject *
+Model_swap(ModelObj *self, PyObject *object)
+{
+    ModelObj *other = (ModelObj *)object;
+
+    if (paml_model_check(self) < 0) {
+        return NULL;
+    }
+    if (!PyObject_TypeCheck(object, self->state->ModelType)) {
+        PyErr_Format(PyExc_TypeError, "other: expected a Model, got %s",
+                     Py_TYPE(object)->tp_name);
+        return NULL;
+    }
+    if (self->closing) {
+        PyErr_Format(self->state->ModelClosed, "model '%U' is closed", self->name);
+        return NULL;
+    }
+    if (other == self || other->model == NULL || other->closing ||
+        other->model->n_workers != self->model->n_workers ||
+        paml_model_status(other->model, NULL) != PAML_STATUS_READY) {
+        PyErr_SetString(PyExc_ValueError, "other: expected a model of its like, ready");
+        return NULL;
+    }
+    SWAP(struct paml_served *, self->served, other->served);
+    SWAP(struct paml_model *, self->model, other->model);
+    SWAP(PyObject *, self->backend, other->backend);
+    SWAP(PyObject *, self->options, other->options);
+    paml_model_succeed(self->model, other->model);
+    other->closing = 1;
+    paml_model_close(other->model, true, NULL);
+    paml_totals_fold(self);
+    Py_RETURN_NONE;
+}
+
 static PyObject *
 Model_get_described(ModelObj *self, void *Py_UNUSED(closure))
 {
@@ -386,12 +441,13 @@ Model_dealloc(ModelObj *self)
         }
         *(self->previous != NULL ? &self->previous->next : &self->state->models) =
             self->next;
-        paml_model_unref(self->model);
+        paml_served_leave(self->served);
     }
     Model_clear(self);
     Py_XDECREF(self->name);
     paml_signature_free(self->signature);
     PyMem_Free(self->devices);
+    PyMem_Free(self->past);
     type->tp_free(self);
     Py_DECREF(type);
     Py_XDECREF(module);
@@ -406,6 +462,7 @@ static PyMethodDef Model_methods[] = {
      Model_start_doc},
     {"_start_pool", (PyCFunction)Model_start_pool, METH_NOARGS, Model_start_pool_doc},
     {"_abort", (PyCFunction)Model_abort, METH_NOARGS, Model_abort_doc},
+    {"_swap", (PyCFunction)Model_swap, METH_O, Model_swap_doc},
     {"_call", (PyCFunction)(void (*)(void))Model_call, METH_FASTCALL | METH_KEYWORDS,
      Model_call_doc},
     {"_run_direct", (PyCFunction)(void (*)(void))Model_run_direct, METH_FASTCALL,
@@ -420,6 +477,7 @@ static PyMemberDef Model_members[] = {
     {"__weaklistoffset__", T_PYSSIZET, offsetof(ModelObj, weakrefs), READONLY, NULL},
     {"name", T_OBJECT_EX, offsetof(ModelObj, name), READONLY,
      "What errors, stats and logs call the model."},
+    {"_closing", T_INT, offsetof(ModelObj, closing), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 

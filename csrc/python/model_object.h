@@ -1,5 +1,9 @@
 /* The Python type `Model`: the C half of pyasyncml.Model.
  *
+ * A reload loads another Model and swaps the two's engine models, with what belongs to
+ * those (paml_model_of() is who a request was made for; request->served what it was
+ * pushed to). Signature and devices are the same then, and stay.
+ *
  * Owner: Python references, one of them in each request in flight. Thread: any, GIL
  * held. The engine's model (model.h) has a life of its own: it ends when its workers
  * have, which may be after this object.
@@ -9,6 +13,7 @@
 
 #include "hub.h"
 #include "model.h"
+#include "served.h"
 #include "signature.h"
 
 /* inline.c: what runs of one kind take, about. */
@@ -22,7 +27,9 @@ struct inline_cost {
 typedef struct model_object {
     PyObject_HEAD struct module_state *state;
     PyObject *module; /* owned: at exit types may let go of it before their objects */
-    struct paml_model *model;
+    struct paml_served *served;
+    struct paml_model *model;    /* that of `served` */
+    struct paml_totals *past;    /* of models it served and that are gone, or NULL */
     struct signature *signature; /* NULL until ready */
     PyObject *name;
     PyObject *backend; /* capsule */
@@ -79,7 +86,10 @@ PyObject *Model_call(ModelObj *self, PyObject *const *args, Py_ssize_t nargs,
 PyObject *Model_run_direct(ModelObj *self, PyObject *const *args, Py_ssize_t nargs);
 extern const char Model_infer_doc[], Model_call_doc[], Model_run_direct_doc[];
 
-/* How many ops wait and for how long the oldest has, and who runs: model_stats.c. */
+/* How many ops wait and for how long the oldest has, and who runs: model_stats.c.
+   paml_totals_fold() lets go of models that were replaced and have ended, keeping
+   their counts in `past`. */
+void paml_totals_fold(ModelObj *self);
 PyObject *Model_stats(ModelObj *self, PyObject *ignored);
 PyObject *Model_health(ModelObj *self, PyObject *ignored);
 

@@ -21,32 +21,114 @@ oldest_wait(struct paml_queue *queue)
     return oldest < now ? (double)(now - oldest) / PAML_SECOND : 0.0;
 }
 
-/* What adds up over the workers. */
-struct sums {
+/* What adds up: over the workers of a model, and over the models that a Model served
+   one after the other. */
+struct paml_totals {
+    unsigned long long submitted, rejected, cancelled, inlined;
     unsigned long long completed, failed, expired, runs, rows, requests;
     unsigned long long cells, real_cells, releases[PAML_RELEASES];
+    long long waiting_rows, waiting_bytes;
     int running;
     struct paml_histogram wait, run;
+    unsigned long long busy_ns[]; /* of each instance */
 };
 
-static void
-add_up(struct sums *sums, const struct paml_worker_stats *stats)
+static struct paml_totals *
+totals_new(const struct paml_model *model)
 {
-    sums->completed += get(&stats->completed);
-    sums->failed += get(&stats->failed);
-    sums->expired += get(&stats->expired);
-    sums->runs += get(&stats->runs);
-    sums->rows += get(&stats->rows);
-    sums->requests += get(&stats->requests);
-    sums->cells += get(&stats->cells);
-    sums->real_cells += get(&stats->real_cells);
+    size_t busy = (size_t)model->n_workers * sizeof(unsigned long long);
+
+    return PyMem_Calloc(1, sizeof(struct paml_totals) + busy);
+}
+
+static void
+add_worker(struct paml_totals *totals, const struct paml_worker_stats *stats)
+{
+    totals->completed += get(&stats->completed);
+    totals->failed += get(&stats->failed);
+    totals->expired += get(&stats->expired);
+    totals->runs += get(&stats->runs);
+    totals->rows += get(&stats->rows);
+    totals->requests += get(&stats->requests);
+    totals->cells += get(&stats->cells);
+    totals->real_cells += get(&stats->real_cells);
     for (int i = 0; i < PAML_RELEASES; i++) {
-        sums->releases[i] += get(&stats->releases[i]);
+        totals->releases[i] += get(&stats->releases[i]);
     }
-    sums->running +=
+    totals->running +=
         atomic_load_explicit(&stats->running_since_ns, memory_order_relaxed) != 0;
-    paml_histogram_merge(&sums->wait, &stats->wait);
-    paml_histogram_merge(&sums->run, &stats->run);
+    paml_histogram_merge(&totals->wait, &stats->wait);
+    paml_histogram_merge(&totals->run, &stats->run);
+}
+
+/* Thread: any. GIL: any. Locks: none. */
+static void
+add_model(struct paml_totals *totals, struct paml_model *model)
+{
+    unsigned long long inline_failed = get(&model->inline_failed);
+
+    totals->submitted += get(&model->submitted);
+    totals->inlined += get(&model->inlined) + inline_failed;
+    totals->completed += get(&model->inlined);
+    totals->failed += inline_failed;
+    totals->rejected += get(&model->rejected);
+    totals->cancelled += get(&model->cancelled);
+    totals->expired += get(&model->expired);
+    totals->waiting_rows += paml_queue_rows(&model->queue);
+    totals->waiting_bytes += paml_queue_bytes(&model->queue);
+    for (int i = 0; i < model->n_workers; i++) {
+        totals->busy_ns[i] += get(&model->workers[i].stats.busy_ns);
+        add_worker(totals, &model->workers[i].stats);
+    }
+}
+
+/* Thread: any. GIL: held. Locks: the models', in turn. */
+void
+paml_totals_fold(ModelObj *self)
+{
+    struct paml_model *model = self->model, *gone;
+
+    if (model->predecessor != NULL && self->past == NULL) {
+        self->past = totals_new(model);
+    }
+    while (model->predecessor != NULL && self->past != NULL) {
+        if ((gone = paml_model_forget(model)) != NULL) {
+            add_model(self->past, gone);
+            paml_model_unref(gone);
+        } else {
+            model = model->predecessor;
+        }
+    }
+}
+
+/* All of them: those that are gone, those that are being drained, the present one.
+   NULL with an error set. GIL: held; nothing here runs Python code. */
+static struct paml_totals *
+totals_of(ModelObj *self)
+{
+    struct paml_totals *totals = totals_new(self->model);
+    struct paml_model *model;
+
+    if (totals == NULL) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    paml_totals_fold(self);
+    if (self->past != NULL) {
+        memcpy(totals, self->past,
+               sizeof(*totals) +
+                   (size_t)self->model->n_workers * sizeof(totals->busy_ns[0]));
+    }
+    for (model = self->model; model != NULL; model = model->predecessor) {
+        add_model(totals, model);
+    }
+    return totals;
+}
+
+static double
+seconds(unsigned long long ns)
+{
+    return (double)ns / PAML_SECOND;
 }
 
 static double
@@ -56,7 +138,7 @@ seconds_at(const struct paml_histogram *histogram, double fraction)
 }
 
 static PyObject *
-releases_of(const struct sums *sums)
+releases_of(const struct paml_totals *totals)
 {
     static const char *const names[] = {
         [PAML_RELEASE_ALONE] = "alone",     [PAML_RELEASE_FULL] = "full",
@@ -66,7 +148,7 @@ releases_of(const struct sums *sums)
     PyObject *dict = PyDict_New(), *count;
 
     for (int i = 0; dict != NULL && i < PAML_RELEASES; i++) {
-        count = PyLong_FromUnsignedLongLong(sums->releases[i]);
+        count = PyLong_FromUnsignedLongLong(totals->releases[i]);
         if (count == NULL || PyDict_SetItemString(dict, names[i], count) < 0) {
             Py_CLEAR(dict);
         }
@@ -75,56 +157,56 @@ releases_of(const struct sums *sums)
     return dict;
 }
 
+static PyObject *
+busy_of(const struct paml_totals *totals, int n_workers)
+{
+    PyObject *busy = PyTuple_New(n_workers), *number;
+
+    for (int i = 0; busy != NULL && i < n_workers; i++) {
+        number = PyFloat_FromDouble(seconds(totals->busy_ns[i]));
+        if (number == NULL) {
+            Py_CLEAR(busy);
+        } else {
+            PyTuple_SET_ITEM(busy, i, number);
+        }
+    }
+    return busy;
+}
+
 /* (submitted, completed, failed, cancelled, expired, rejected, waiting rows, waiting
-    bytes, running, wait p50, wait p99, run p50, run p99, busy seconds per instance,
-    runs, rows, requests of runs, releases, inlined, cells, real cells, CPU
-    tokens held and in all) */
+    bytes, running, waited, wait p50, wait p99, run p50, run p99, busy seconds per
+    instance, runs, rows, requests of runs, releases, inlined, cells of padded inputs,
+   those that were padding, their share, CPU tokens held and in all) */
 PyObject *
 Model_stats(ModelObj *self, PyObject *Py_UNUSED(ignored))
 {
-    struct paml_model *model = self->model;
-    PyObject *busy = NULL, *releases = NULL, *result = NULL;
-    struct sums *sums;
+    PyObject *busy, *releases, *result = NULL;
+    struct paml_totals *totals;
+    unsigned long long padding;
 
-    if (model == NULL) {
+    if (self->model == NULL) {
         PyErr_SetString(PyExc_RuntimeError, "Model object is not initialized.");
         return NULL;
     }
-    sums = PyMem_Calloc(1, sizeof(*sums));
-    busy = PyTuple_New(model->n_workers);
-    if (sums == NULL || busy == NULL) {
-        PyErr_NoMemory();
-        goto done;
+    if ((totals = totals_of(self)) == NULL) {
+        return NULL;
     }
-    for (int i = 0; i < model->n_workers; i++) {
-        const struct paml_worker_stats *stats = &model->workers[i].stats;
-        PyObject *seconds =
-            PyFloat_FromDouble((double)get(&stats->busy_ns) / PAML_SECOND);
-        if (seconds == NULL) {
-            goto done;
-        }
-        PyTuple_SET_ITEM(busy, i, seconds);
-        add_up(sums, stats);
+    padding = totals->cells - totals->real_cells;
+    busy = busy_of(totals, self->model->n_workers);
+    releases = releases_of(totals);
+    if (busy != NULL && releases != NULL) {
+        result = Py_BuildValue(
+            "(KKKKKKLLidddddOKKKOKKKdii)", totals->submitted, totals->completed,
+            totals->failed, totals->cancelled, totals->expired, totals->rejected,
+            totals->waiting_rows, totals->waiting_bytes, totals->running,
+            seconds(get(&totals->wait.sum_ns)), seconds_at(&totals->wait, 0.5),
+            seconds_at(&totals->wait, 0.99), seconds_at(&totals->run, 0.5),
+            seconds_at(&totals->run, 0.99), busy, totals->runs, totals->rows,
+            totals->requests, releases, totals->inlined, totals->cells, padding,
+            totals->cells > 0 ? (double)padding / (double)totals->cells : 0.0,
+            paml_budget_held(), paml_budget_total());
     }
-    releases = releases_of(sums);
-    if (releases == NULL) {
-        goto done;
-    }
-    result =
-        Py_BuildValue("(KKKKKKLLiddddOKKKOKKKii)", get(&model->submitted),
-                      sums->completed + get(&model->inlined),
-                      sums->failed + get(&model->inline_failed), get(&model->cancelled),
-                      get(&model->expired) + sums->expired, get(&model->rejected),
-                      (long long)paml_queue_rows(&model->queue),
-                      (long long)paml_queue_bytes(&model->queue), sums->running,
-                      seconds_at(&sums->wait, 0.5), seconds_at(&sums->wait, 0.99),
-                      seconds_at(&sums->run, 0.5), seconds_at(&sums->run, 0.99), busy,
-                      sums->runs, sums->rows, sums->requests, releases,
-                      get(&model->inlined) + get(&model->inline_failed), sums->cells,
-                      sums->real_cells, paml_budget_held(), paml_budget_total());
-
-done:
-    PyMem_Free(sums);
+    PyMem_Free(totals);
     Py_XDECREF(busy);
     Py_XDECREF(releases);
     return result;

@@ -4,6 +4,7 @@
 #include "clock.h"
 #include "hub.h"
 #include "mailbox.h"
+#include "served.h"
 #include "thread.h"
 
 void
@@ -16,6 +17,7 @@ paml_request_borrow(struct paml_request *request, struct module_state *state)
     request->hub = NULL;
     request->future = NULL;
     request->owner = NULL;
+    request->served = NULL;
     request->previous = request->next = NULL;
     request->timeout_ns = 0;
     request->expired = 0;
@@ -98,6 +100,7 @@ paml_request_free(struct paml_request *request)
     request->owner = NULL;
     paml_request_release_inputs(request);
     paml_op_clear(&request->op);
+    paml_served_leave(request->served);
     PyMem_RawFree(request);
     Py_XDECREF(future);
     Py_XDECREF(owner);

@@ -21,6 +21,7 @@
 
 struct hub;
 struct paml_request;
+struct paml_served;
 
 /* What differs between an inference, a close, an opening, … */
 struct request_kind {
@@ -46,9 +47,10 @@ struct paml_request {
     struct paml_op op;
     const struct request_kind *kind;
     struct module_state *state;
-    struct hub *hub;   /* borrowed; NULL once the loop is gone */
-    FutureObj *future; /* owned while in flight; NULL once it left */
-    PyObject *owner;   /* owned: what the op runs on (a model, a script) */
+    struct hub *hub;            /* borrowed; NULL once the loop is gone */
+    FutureObj *future;          /* owned while in flight; NULL once it left */
+    PyObject *owner;            /* owned: what the op runs on (a model, a script) */
+    struct paml_served *served; /* used: what it was pushed to; NULL: nothing */
     struct paml_request *previous, *next; /* the hub's list of what is in flight */
     int64_t timeout_ns;   /* 0: none; from the launch on op.deadline_ns says when */
     int expired;          /* timeout=0: too late from the start */

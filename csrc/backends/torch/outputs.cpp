@@ -36,8 +36,8 @@ struct Census {
     std::unordered_map<const c10::StorageImpl *, size_t> storages;
     std::unordered_set<const c10::StorageImpl *> lent;
 
-    /* After the counting, before anything is handed out. An input that comes back is one
-       of the result's tensors, too: it is known by who else refers to it. */
+    /* After the counting, before anything is handed out. An input that comes back is
+       one of the result's tensors, too: it is known by who else refers to it. */
     void close()
     {
         for (const auto &[tensor, references] : tensors) {
