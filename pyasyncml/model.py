@@ -115,8 +115,8 @@ class Stats:
     (an instance was free and nothing more was waiting), "delay" (`max_delay` had
     passed), "shape" (what waited besides was too long or too short), "deadline" (more
     rows would have made somebody late), "alone" (requests that don't share). Padded
-    inputs had `cells` elements, `padding_cells` of them padding; `padding_waste` is that
-    share. `cpu_held` of the process's `cpu_total` CPU tokens are taken, by whatever
+    inputs had `cells` elements, `padding_cells` of them padding; `padding_waste` is
+    that share. `cpu_held` of the process's `cpu_total` CPU tokens are taken, by whatever
     model.
 
     A reload sets nothing back: what the versions did is added up.
