@@ -116,8 +116,8 @@ class Stats:
     passed), "shape" (what waited besides was too long or too short), "deadline" (more
     rows would have made somebody late), "alone" (requests that don't share). Padded
     inputs had `cells` elements, `padding_cells` of them padding; `padding_waste` is
-    that share. `cpu_held` of the process's `cpu_total` CPU tokens are taken, by whatever
-    model.
+    that share. `cpu_held` of the process's `cpu_total` CPU tokens are taken, by
+    whatever model.
 
     A reload sets nothing back: what the versions did is added up.
     """
