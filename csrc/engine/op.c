@@ -14,8 +14,7 @@ paml_op_init(struct paml_op *op, struct paml_mailbox *mailbox)
     atomic_init(&op->given_up, false);
     op->mailbox = mailbox;
     op->rows = 1;
-    op->message = NULL;
-    op->user = NULL;
+    memset(&op->message, 0, sizeof(*op) - offsetof(struct paml_op, message));
     paml_outputs_init(&op->outputs);
 }
 

@@ -74,6 +74,7 @@ static void
 module_free(void *module)
 {
     (void)module_clear(module);
+    paml_request_free_spare(PyModule_GetState(module));
 }
 
 PyDoc_STRVAR(preload_doc,
