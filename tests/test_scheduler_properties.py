@@ -367,14 +367,23 @@ class Histories(RuleBasedStateMachine):
         if self.running is None and request.state == "waiting":
             await self.go_on()
 
-    @rule(which=st.integers(0, 99))
-    def cancel(self, which: int) -> None:
-        open_ = [(r, f) for r, _, f in self.asked if r.outcome is None]
-        if open_:
-            request, future = open_[which % len(open_)]
-            assert future.cancel()
-            self.expected.cancel(request)
-            self.check()
+    @rule(which=st.lists(st.integers(0, 30), min_size=1, max_size=6))
+    def cancel(self, which: list[int]) -> None:
+        for number in which:
+            open_ = [(r, f) for r, _, f in self.asked if r.outcome is None]
+            if open_:
+                request, future = open_[number % len(open_)]
+                assert future.cancel()
+                self.expected.cancel(request)
+        self.check()
+
+    @precondition(lambda self: self.expected.parked)
+    @rule()
+    def cancel_the_first_that_is_parked(self) -> None:
+        request = self.expected.parked[0]
+        assert next(f for r, _, f in self.asked if r is request).cancel()
+        self.expected.cancel(request)
+        self.check()
 
     @precondition(lambda self: self.running)
     @rule(times=st.integers(1, 4))
