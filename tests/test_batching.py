@@ -642,6 +642,24 @@ def test_close_without_drain_answers_a_batch_that_waits(run):
     run(main)
 
 
+def test_full_batch_goes_though_somebody_else_looked_at_the_queue_first():
+    """A worker on its way to sleep missed what a look at the health had sorted in."""
+
+    async def main():
+        batching = ml.Batching(max_rows=2, max_delay=FOR_EVER)
+        x = ones(1, 2)
+        async with await echo(batching=batching) as model:
+            for n in range(20_000):
+                first = model.infer(x)
+                for _ in range(n % 200):
+                    pass  # until the worker has looked, or is about to
+                second = model.infer(x)
+                model.health()
+                await asyncio.wait_for(asyncio.gather(first, second), 30)
+
+    asyncio.run(main())
+
+
 def test_cancelled_while_a_batch_waits_leaves_it(run):
     async def main():
         batching = ml.Batching(max_rows=3, max_delay=FOR_EVER)

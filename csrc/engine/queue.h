@@ -56,6 +56,7 @@ struct paml_queue {
     struct paml_amount gone;
     atomic_int listed; /* ops in the schedule that may be taken; written under lock */
     struct paml_schedule schedule;
+    uint64_t looked; /* schedule.sequence at the last take */
     struct paml_queue_limits limits;
 };
 
