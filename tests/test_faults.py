@@ -202,6 +202,7 @@ def test_what_is_late_by_now_is_not_tried_again(run):
             model.release()
             await asyncio.gather(*other)
             assert model.seen[1:] == [4, 2]
+            assert model.stats().expired == 2
 
     run(main)
 
@@ -237,6 +238,18 @@ def test_halving_for_memory_goes_through_the_middle_of_a_request(run):
             assert np.array_equal(middle, row(5))
             assert np.array_equal(last, x + 50)
             assert model.seen[1:] == halves_for_memory(25, 3)
+
+    run(main)
+
+
+def test_slices_of_a_request_follow_the_cap_that_they_teach(run):
+    async def main():
+        async with busy(max_rows=16) as model:
+            model.limit_rows(8)
+            future = model.infer(row(3, rows=50))
+            model.release()
+            assert np.array_equal(await future, row(3, rows=50))
+            assert model.seen[1:] == [16, 8, 8, 8, 8, 8, 8, 2]
 
     run(main)
 

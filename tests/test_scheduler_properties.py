@@ -162,9 +162,9 @@ class Scheduler:
             return oldest
         return min(self.admitted, key=lambda r: r.urgency)
 
-    def rows_of_a_run(self, group: int | None) -> float:
+    def rows_of_a_run(self, group: int | None) -> int:
         cap = self.caps.setdefault(group, Cap())
-        return min(self.max_rows, cap.rows)
+        return int(min(self.max_rows, cap.rows))
 
     def take(self) -> list[Request]:
         leader = self.leader()
@@ -199,12 +199,13 @@ class Scheduler:
                 yield None
                 continue
             batch = self.take()
-            most = self.rows_of_a_run(batch[0].group)
-            if len(batch) == 1 and batch[0].rows > most:
-                (request,) = batch
-                for at in range(0, request.rows, int(most)):
-                    to = min(at + int(most), request.rows)
-                    yield from self.run([(request, at, to)])
+            first = batch[0]
+            if len(batch) == 1 and first.rows > self.rows_of_a_run(first.group):
+                at = 0
+                while at < first.rows:
+                    to = min(at + self.rows_of_a_run(first.group), first.rows)
+                    yield from self.run([(first, at, to)])
+                    at = to
             else:
                 yield from self.run([(request, 0, request.rows) for request in batch])
 
