@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 import numpy as np
 import pytest
+from batches import busy, outcomes
 
 import pyasyncml as ml
 from pyasyncml.testing import echo
@@ -14,24 +14,8 @@ from pyasyncml.testing import echo
 POISON = -1.0
 
 
-@contextlib.asynccontextmanager
-async def busy(max_rows=32, **batching):
-    """A batching echo model whose only instance is inside a run of its own, held."""
-    async with await echo(batching=ml.Batching(max_rows, **batching)) as model:
-        model.hold()
-        first = model.infer("first")
-        await model.begun(1)
-        yield model
-        model.release()
-        await first
-
-
 def row(n, rows=1):
     return np.full((rows, 2), n, np.float32)
-
-
-async def outcomes(futures):
-    return await asyncio.gather(*futures, return_exceptions=True)
 
 
 def halves(rows, bad):
