@@ -4,148 +4,9 @@
  * program with status 1. Nothing here looks at the clock: the tests say what time it
  * is.
  */
-#include "schedule.h"
-
-#include "batch_helpers.h"
-
-#define SECOND INT64_C(1000000000)
-#define MOST 4096
+#include "schedule_helpers.h"
 
 /* --- helpers --- */
-
-/* A schedule, what it is asked with, and the requests that were made for it. */
-struct scene {
-    struct paml_batching batching;
-    struct paml_schedule schedule;
-    struct paml_cost_model cost;
-    struct paml_batch batch;
-    int64_t now_ns, last_run_ns;
-    struct request *made[MOST];
-    int n_made;
-};
-
-static struct scene *
-scene_of(const struct paml_batching *batching, int64_t max_rows, int64_t admitted)
-{
-    struct scene *scene = calloc(1, sizeof(*scene));
-
-    CHECK(scene != NULL);
-    scene->batching = *batching;
-    scene->batching.max_rows = max_rows;
-    paml_schedule_init(&scene->schedule, &scene->batching, admitted);
-    paml_cost_init(&scene->cost);
-    paml_batch_init(&scene->batch);
-    scene->now_ns = scene->last_run_ns = 1000 * SECOND;
-    return scene;
-}
-
-static struct scene *
-scene_new(int64_t max_rows)
-{
-    return scene_of(&plain, max_rows, INT64_MAX / 2);
-}
-
-static void
-scene_drop(struct scene *scene)
-{
-    CHECK(scene->schedule.count == 0 && scene->schedule.rows == 0);
-    CHECK(scene->schedule.groups == NULL && scene->schedule.parked_first == NULL);
-    CHECK(scene->schedule.oldest == NULL && scene->schedule.newest == NULL);
-    paml_schedule_destroy(&scene->schedule);
-    paml_batch_destroy(&scene->batch);
-    for (int i = 0; i < scene->n_made; i++) {
-        request_drop(scene->made[i]);
-    }
-    free(scene);
-}
-
-/* A request of the group that its columns make, not yet in the schedule. */
-static struct paml_op *
-make(struct scene *scene, int64_t rows, int64_t columns)
-{
-    struct request *request = request_of(rows, columns, 0);
-
-    CHECK(scene->n_made < MOST);
-    scene->made[scene->n_made++] = request;
-    classify(&scene->batching, request);
-    request->op.submitted_ns = scene->now_ns;
-    paml_op_set_state(&request->op, PAML_OP_WAITING);
-    return &request->op;
-}
-
-static struct paml_op *
-add_op(struct scene *scene, int64_t rows, int64_t columns)
-{
-    struct paml_op *op = make(scene, rows, columns);
-
-    paml_schedule_add(&scene->schedule, op);
-    return op;
-}
-
-static struct paml_op *
-add_urgent(struct scene *scene, int64_t rows, int64_t columns, int32_t priority,
-           int64_t left_ns)
-{
-    struct paml_op *op = make(scene, rows, columns);
-
-    op->priority = priority;
-    op->deadline_ns = left_ns != 0 ? scene->now_ns + left_ns : 0;
-    paml_schedule_add(&scene->schedule, op);
-    return op;
-}
-
-/* One that shares with nobody: it has no rows. */
-static struct paml_op *
-add_alone(struct scene *scene)
-{
-    struct paml_op *op = add_op(scene, 0, 1);
-
-    CHECK(op->batch_key == 0);
-    return op;
-}
-
-static uint32_t
-take(struct scene *scene)
-{
-    CHECK(paml_schedule_take(&scene->schedule, &scene->cost, scene->last_run_ns,
-                             scene->now_ns, false, &scene->batch) == 0);
-    for (uint32_t i = 0; i < scene->batch.n; i++) {
-        const struct paml_op *op = scene->batch.ops[i];
-        CHECK(atomic_load(&op->state) == PAML_OP_CLAIMED && op->group == NULL);
-    }
-    return scene->batch.n;
-}
-
-/* Takes, and expects exactly these; NULL ends them. */
-static void
-expect(struct scene *scene, enum paml_release release, ...)
-{
-    const struct paml_op *op;
-    uint32_t n = 0;
-    int64_t rows = 0;
-    va_list ops;
-
-    take(scene);
-    va_start(ops, release);
-    while ((op = va_arg(ops, const struct paml_op *)) != NULL) {
-        CHECK(n < scene->batch.n && scene->batch.ops[n] == op);
-        rows += op->rows;
-        n++;
-    }
-    va_end(ops);
-    CHECK(scene->batch.n == n && scene->batch.rows == rows);
-    CHECK(scene->batch.hopeless == NULL);
-    CHECK(n == 0 || scene->batch.release == release);
-}
-
-static void
-expect_nothing(struct scene *scene)
-{
-    expect(scene, PAML_RELEASE_ALONE, (struct paml_op *)NULL);
-}
-
-#define EXPECT(scene, release, ...)                                                    \
-    expect(scene, PAML_RELEASE_##release, __VA_ARGS__, (struct paml_op *)NULL)
 
 /* The op's group is known to cost a row and b a run. */
 static void
@@ -341,6 +202,31 @@ batch_that_is_not_full_waits_for_its_delay(void)
     CHECK(scene->batch.wait_until_ns == begun_ns + SECOND);
     scene->now_ns = begun_ns + SECOND;
     EXPECT(scene, DELAY, a, b);
+    scene_drop(scene);
+}
+
+static void
+who_leaves_does_not_make_those_who_stay_wait_anew(void)
+{
+    struct scene *scene = scene_with_delay(3, SECOND);
+    struct paml_op *first = add_op(scene, 1, 2), *second, *third, *urgent;
+
+    scene->now_ns += SECOND / 4;
+    second = add_op(scene, 1, 2);
+    add_alone(scene);
+    scene->now_ns += SECOND / 2;
+    urgent = add_urgent(scene, 1, 2, 1, 0);
+    paml_schedule_remove(&scene->schedule, urgent);
+    urgent = add_urgent(scene, 1, 2, 1, 0);
+    paml_schedule_remove(&scene->schedule, first);
+    take(scene); /* the one that is alone */
+    expect_nothing(scene);
+    CHECK(scene->batch.wait_until_ns == second->submitted_ns + SECOND);
+    third = add_urgent(scene, 2, 2, 1, 0);
+    EXPECT(scene, FULL, urgent, third);
+    expect_nothing(scene);
+    CHECK(scene->batch.wait_until_ns == second->submitted_ns + SECOND);
+    paml_schedule_remove(&scene->schedule, second);
     scene_drop(scene);
 }
 
@@ -632,129 +518,6 @@ take_all_gives_everything_by_arrival(void)
     scene_drop(scene);
 }
 
-/* --- any mix --- */
-
-static int64_t
-waiting_rows(const struct scene *scene, const bool *waits)
-{
-    int64_t rows = 0;
-
-    for (int i = 0; i < scene->n_made; i++) {
-        rows += waits[i] && !scene->made[i]->op.parked ? scene->made[i]->op.rows : 0;
-    }
-    return rows;
-}
-
-/* Which request it is: waits no longer. */
-static void
-strike(const struct scene *scene, bool *waits, const struct paml_op *op)
-{
-    for (int i = 0; i < scene->n_made; i++) {
-        if (&scene->made[i]->op == op) {
-            CHECK(waits[i]);
-            waits[i] = false;
-            return;
-        }
-    }
-    CHECK(false);
-}
-
-static void
-check_batch(const struct scene *scene)
-{
-    const struct paml_batch *batch = &scene->batch;
-    int64_t rows = 0, longest = 0, real = 0;
-
-    for (uint32_t i = 0; i < batch->n; i++) {
-        const struct paml_op *op = batch->ops[i];
-        CHECK(op->batch_key == batch->ops[0]->batch_key);
-        CHECK(batch->n == 1 || op->batch_key != 0);
-        rows += op->rows;
-        longest = op->lengths[0] > longest ? op->lengths[0] : longest;
-        real += op->rows * op->lengths[0];
-    }
-    CHECK(rows == batch->rows);
-    CHECK(batch->n <= 1 || rows <= scene->batching.max_rows);
-    /* Where deadlines are tight, some of the similar ones go without the others. */
-    if (batch->n > 1 && scene->batching.n_padded > 0 &&
-        scene->batching.padded[0].n_buckets == 0 && batch->hopeless == NULL &&
-        batch->release != PAML_RELEASE_DEADLINE) {
-        CHECK(3 * rows * longest <= 4 * real);
-    }
-}
-
-static void
-any_mix_loses_nothing_and_keeps_every_limit(void)
-{
-    static const struct paml_batching *const kinds[] = {&plain, &padding, &bucketing};
-    unsigned seed = 5;
-    int64_t hopeless = 0, taken = 0, removed = 0;
-
-    for (int round = 0; round < 120; round++) {
-        int64_t bound = round % 2 == 0 ? INT64_MAX / 2 : 1 + rand_r(&seed) % 40;
-        int64_t most = 1 + rand_r(&seed) % 16;
-        struct paml_batching batching = *kinds[round % 3];
-        struct scene *scene;
-        bool waits[200] = {false};
-        int left = 0;
-
-        batching.max_delay_ns = round % 5 == 0 ? 50 : 0;
-        scene = scene_of(&batching, most, bound);
-        while (scene->n_made < 200 || left > 0) {
-            int draw = (int)(rand_r(&seed) % 10);
-            scene->now_ns += rand_r(&seed) % 20;
-            if (draw < 5 && scene->n_made < 200) {
-                int64_t time = rand_r(&seed) % 3 == 0 ? 1 + rand_r(&seed) % 300 : 0;
-                waits[scene->n_made] = true;
-                left++;
-                add_urgent(scene, rand_r(&seed) % 6, 1 + rand_r(&seed) % 16,
-                           (int32_t)(rand_r(&seed) % 3), time);
-            } else if (draw < 6 && left > 0) {
-                int i = (int)rand_r(&seed) % scene->n_made;
-                if (waits[i]) {
-                    paml_schedule_remove(&scene->schedule, &scene->made[i]->op);
-                    waits[i] = false;
-                    left--;
-                    removed++;
-                }
-            } else {
-                take(scene);
-                check_batch(scene);
-                for (uint32_t i = 0; i < scene->batch.n; i++) {
-                    strike(scene, waits, scene->batch.ops[i]);
-                    left--;
-                    taken++;
-                }
-                for (struct paml_op *op = scene->batch.hopeless; op != NULL;
-                     op = op->next) {
-                    CHECK(op->deadline_ns != 0);
-                    strike(scene, waits, op);
-                    left--;
-                    hopeless++;
-                }
-                /* Nothing waits that could run, unless for company. */
-                CHECK(left == 0 || scene->batch.n > 0 ||
-                      scene->batch.hopeless != NULL ||
-                      scene->batch.wait_until_ns > scene->now_ns);
-                if (scene->batch.n > 0) {
-                    paml_cost_observe(
-                        &scene->cost,
-                        paml_batch_cost_key(&scene->batching, scene->batch.ops[0]),
-                        scene->batch.rows > 0 ? scene->batch.rows : 1,
-                        20 + 5 * scene->batch.rows);
-                    scene->last_run_ns = scene->now_ns;
-                }
-            }
-            CHECK(scene->schedule.rows == waiting_rows(scene, waits));
-            CHECK(scene->schedule.rows <= bound || scene->schedule.count == 1);
-        }
-        scene_drop(scene);
-    }
-    printf("    %lld taken, %lld hopeless, %lld removed\n", (long long)taken,
-           (long long)hopeless, (long long)removed);
-    CHECK(taken > 10000 && hopeless > 100 && removed > 500);
-}
-
 int
 main(void)
 {
@@ -768,6 +531,7 @@ main(void)
     RUN(op_that_has_seen_64_runs_begin_leads_every_eighth);
     RUN(aged_op_takes_the_most_urgent_of_its_group_along);
     RUN(batch_that_is_not_full_waits_for_its_delay);
+    RUN(who_leaves_does_not_make_those_who_stay_wait_anew);
     RUN(full_batch_goes_at_once_and_so_does_who_is_alone);
     RUN(worker_waits_for_the_earliest_of_the_groups);
     RUN(closing_releases_everything);
@@ -786,6 +550,5 @@ main(void)
     RUN(removed_while_parked_it_is_no_longer_in_the_way);
     RUN(the_least_is_the_newest_of_the_lowest_priority);
     RUN(take_all_gives_everything_by_arrival);
-    RUN(any_mix_loses_nothing_and_keeps_every_limit);
     return 0;
 }
