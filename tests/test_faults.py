@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 import numpy as np
 import pytest
+from batches import busy, outcomes
 
 import pyasyncml as ml
 from pyasyncml.testing import echo
@@ -14,24 +14,8 @@ from pyasyncml.testing import echo
 POISON = -1.0
 
 
-@contextlib.asynccontextmanager
-async def busy(max_rows=32, **batching):
-    """A batching echo model whose only instance is inside a run of its own, held."""
-    async with await echo(batching=ml.Batching(max_rows, **batching)) as model:
-        model.hold()
-        first = model.infer("first")
-        await model.begun(1)
-        yield model
-        model.release()
-        await first
-
-
 def row(n, rows=1):
     return np.full((rows, 2), n, np.float32)
-
-
-async def outcomes(futures):
-    return await asyncio.gather(*futures, return_exceptions=True)
 
 
 def halves(rows, bad):
@@ -202,6 +186,7 @@ def test_what_is_late_by_now_is_not_tried_again(run):
             model.release()
             await asyncio.gather(*other)
             assert model.seen[1:] == [4, 2]
+            assert model.stats().expired == 2
 
     run(main)
 
@@ -237,6 +222,18 @@ def test_halving_for_memory_goes_through_the_middle_of_a_request(run):
             assert np.array_equal(middle, row(5))
             assert np.array_equal(last, x + 50)
             assert model.seen[1:] == halves_for_memory(25, 3)
+
+    run(main)
+
+
+def test_slices_of_a_request_follow_the_cap_that_they_teach(run):
+    async def main():
+        async with busy(max_rows=16) as model:
+            model.limit_rows(8)
+            future = model.infer(row(3, rows=50))
+            model.release()
+            assert np.array_equal(await future, row(3, rows=50))
+            assert model.seen[1:] == [16, 8, 8, 8, 8, 8, 8, 2]
 
     run(main)
 

@@ -74,6 +74,7 @@ paml_queue_init(struct paml_queue *queue, const struct paml_batching *batching,
     paml_schedule_init(&queue->schedule, batching,
                        limits->when_full == PAML_FULL_WAIT ? limits->max_rows
                                                            : INT64_MAX / 2);
+    queue->looked = 0;
     queue->limits = *limits;
     queue->emptied = false;
 }
@@ -404,6 +405,14 @@ queue_count_out(struct paml_queue *queue)
     return false;
 }
 
+/* Whether ops have come since the last take. Locks: the caller holds `lock`. */
+static bool
+queue_has_more(struct paml_queue *queue)
+{
+    return atomic_load_explicit(&queue->inbox, memory_order_seq_cst) != NULL ||
+           queue->schedule.sequence != queue->looked;
+}
+
 /* Thread: worker. Locks: takes `lock`. */
 static void
 queue_sleep(struct paml_queue *queue, int64_t until_ns)
@@ -411,11 +420,11 @@ queue_sleep(struct paml_queue *queue, int64_t until_ns)
     bool news;
 
     atomic_fetch_add_explicit(&queue->sleepers, 1, memory_order_seq_cst);
-    /* Under the lock, so that no op is just then between inbox and list. */
+    /* Under the lock, so that no op is just then between inbox and list. Where what is
+       listed waits too, somebody else (a cancel, a look at the health) may have listed
+       more since a worker last chose: those are news. */
     pthread_mutex_lock(&queue->lock);
-    news = until_ns == 0
-               ? paml_queue_has_news(queue)
-               : atomic_load_explicit(&queue->inbox, memory_order_seq_cst) != NULL;
+    news = until_ns == 0 ? paml_queue_has_news(queue) : queue_has_more(queue);
     pthread_mutex_unlock(&queue->lock);
     if (news && queue_count_out(queue)) {
         return;
@@ -460,6 +469,7 @@ paml_queue_take(struct paml_queue *queue, const struct paml_cost_model *cost,
         }
         queue_publish(queue);
     }
+    queue->looked = queue->schedule.sequence;
     more = queue->schedule.count > 0;
     *closed = *closed && !more;
     pthread_mutex_unlock(&queue->lock);

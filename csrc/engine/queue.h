@@ -57,6 +57,7 @@ struct paml_queue {
     bool emptied;      /* nobody serves it any more */
     atomic_int listed; /* ops in the schedule that may be taken; written under lock */
     struct paml_schedule schedule;
+    uint64_t looked; /* schedule.sequence at the last take */
     struct paml_queue_limits limits;
 };
 

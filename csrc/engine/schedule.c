@@ -226,13 +226,31 @@ paml_schedule_add_next(struct paml_schedule *schedule, struct paml_op *op)
     admit_or_park(schedule, op);
 }
 
+/* The group's first of those that came after `op`, which leaves, has waited longest
+   now. Those that came before it, if any, have not waited longer than was known. */
+static void
+group_forget_oldest(struct paml_group *group, const struct paml_op *op)
+{
+    const struct paml_op *next = op->newer;
+
+    while (next != NULL && next->group != group) {
+        next = next->newer;
+    }
+    if (next != NULL) {
+        group->since_ns = next->submitted_ns;
+    }
+}
+
 /* What is left of the books once the op is out of its order. */
 static void
 forget(struct paml_schedule *schedule, struct paml_op *op)
 {
     struct paml_group *group = op->group;
-    struct paml_op *head;
 
+    if (group != &schedule->alone && schedule->batching->max_delay_ns > 0 &&
+        op->submitted_ns <= group->since_ns) {
+        group_forget_oldest(group, op);
+    }
     *(op->older != NULL ? &op->older->newer : &schedule->oldest) = op->newer;
     *(op->newer != NULL ? &op->newer->older : &schedule->newest) = op->older;
     op->older = op->newer = NULL;
@@ -241,11 +259,8 @@ forget(struct paml_schedule *schedule, struct paml_op *op)
     group->rows -= op->rows;
     schedule->rows -= op->rows;
     schedule->count--;
-    head = paml_order_peek(&group->order);
     if (--group->count == 0) {
         group_unlink(schedule, group);
-    } else if (head != NULL) {
-        group->since_ns = head->submitted_ns;
     }
 }
 

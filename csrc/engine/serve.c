@@ -316,14 +316,25 @@ run_slices(struct serving *serving, struct paml_slice *slices, struct job **jobs
     }
 }
 
+/* How many rows a run of such ops may have, as far as is known by now. */
+static int64_t
+rows_of_a_run(const struct serving *serving, const struct paml_op *op)
+{
+    int64_t cap = paml_cost_cap(&serving->worker->cost,
+                                paml_batch_cost_key(serving->batching, op));
+
+    return cap < serving->batching->max_rows ? cap : serving->batching->max_rows;
+}
+
 /* A request of more rows than a run may have, slice by slice. */
 static void
-run_in_slices(struct serving *serving, struct job *job, int64_t max_rows)
+run_in_slices(struct serving *serving, struct job *job)
 {
     struct paml_slice slice = {.op = job->op};
 
     while (!job->answered && slice.from < job->op->rows) {
         int64_t left = job->op->rows - slice.from, to;
+        int64_t max_rows = rows_of_a_run(serving, job->op); /* slices teach it */
         to = slice.from + (left < max_rows ? left : max_rows);
         slice.to = to;
         run_slices(serving, &slice, &job, 1);
@@ -361,12 +372,7 @@ serve_alone(struct serving *serving, struct job *job)
 static void
 serve_together(struct serving *serving, struct paml_batch *batch)
 {
-    const struct paml_worker *worker = serving->worker;
     uint32_t n = batch->n;
-    uint64_t key = paml_batch_cost_key(serving->batching, batch->ops[0]);
-    int64_t cap = paml_cost_cap(&worker->cost, key);
-    int64_t max_rows =
-        cap < serving->batching->max_rows ? cap : serving->batching->max_rows;
     struct job few_jobs[32], *jobs = few_jobs, *few_pointers[32];
     struct job **pointers = few_pointers;
     struct paml_slice few_slices[32], *slices = few_slices;
@@ -389,8 +395,8 @@ serve_together(struct serving *serving, struct paml_batch *batch)
             slices[i].from = 0;
             slices[i].to = batch->ops[i]->rows;
         }
-        if (n == 1 && jobs[0].op->rows > max_rows && max_rows > 0) {
-            run_in_slices(serving, &jobs[0], max_rows);
+        if (n == 1 && jobs[0].op->rows > rows_of_a_run(serving, jobs[0].op)) {
+            run_in_slices(serving, &jobs[0]);
         } else {
             run_slices(serving, slices, pointers, n);
         }

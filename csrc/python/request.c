@@ -209,7 +209,9 @@ paml_request_give_up(struct paml_request *request, int code)
         return;
     }
     /* It runs, or has run: the hub keeps the request until the op is back. */
-    atomic_store_explicit(&request->op.given_up, true, memory_order_relaxed);
+    if (code == PAML_OK) { /* a deadline the worker sees by itself, and counts */
+        atomic_store_explicit(&request->op.given_up, true, memory_order_relaxed);
+    }
     if (request->hub != NULL) {
         paml_deadline_remove(request->hub, request);
     }
