@@ -69,7 +69,8 @@ lint: $(INSTALLED) $(WERROR)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(C_SOURCES)
+	@echo "$(BIN)/clang-format --dry-run -Werror (C and C++ sources)"
+	@$(BIN)/clang-format --dry-run -Werror $(C_SOURCES)
 	$(BIN)/python tests/check_sources.py
 
 $(WERROR): setup.py $(NATIVE) | $(INSTALLED)

@@ -28,7 +28,7 @@ from .errors import (
     OutOfMemory,
     QueueFull,
 )
-from .model import Health, Model, Queue, Signature, Stats, TensorSpec
+from .model import Health, Model, Queue, Session, Signature, Stats, TensorSpec
 
 __version__ = "0.1.0"
 
@@ -48,6 +48,7 @@ __all__ = [
     "Pad",
     "Queue",
     "QueueFull",
+    "Session",
     "Signature",
     "Stats",
     "TensorSpec",

@@ -72,6 +72,7 @@ class Model:
         max_bytes: int,
         when_full: int,
         batching: tuple[Any, ...] | None,
+        inline_ns: int,
     ) -> None: ...
     def infer(
         self,
@@ -114,7 +115,9 @@ class Model:
         """
 
     @property
-    def _described(self) -> tuple[str, tuple[Any, ...], tuple[Any, ...], int]: ...
+    def _described(
+        self,
+    ) -> tuple[str, tuple[Any, ...], tuple[Any, ...], int, int]: ...
     def _start(self, *example: Any) -> Future[Any]: ...
     def _start_pool(self) -> None: ...
     def _abort(self) -> None: ...
@@ -125,6 +128,29 @@ class Model:
     def _run_direct(self, *inputs: Any) -> Any: ...
     def _stats(self) -> tuple[Any, ...]: ...
     def _health(self) -> tuple[Any, ...]: ...
+
+class Session:
+    def __init__(self, model: Model, states: dict[str, Any], /) -> None: ...
+    def infer(
+        self,
+        *inputs: Any,
+        timeout: float | None = None,
+        priority: int = 0,
+        **named_inputs: Any,
+    ) -> Future[Any]:
+        """Run the session's next request: a `Future` of the outputs but the states.
+
+        As `Model.infer`, with the inputs that aren't state. Requests of a session run
+        one after the other, in the order of these calls, whatever their priorities. One
+        that is cancelled or expires before it runs leaves the state alone, and so does
+        one that fails.
+        """
+
+    def reset(self) -> None:
+        """What is submitted from now on starts from the first state again."""
+
+    def close(self) -> None:
+        """Free the state once what was submitted has run. May be called again."""
 
 class EchoScript:
     def __init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
 from typing import Any
@@ -61,6 +62,7 @@ def load(
     entry: str | None = None,
     batching: Batching | None = None,
     queue: Queue | None = None,
+    inline_below: float = 0.0,
     warmup: bool = True,
     backend: str | None = None,
     sha256: str | None = None,
@@ -78,11 +80,15 @@ def load(
     is ready, so that the first request isn't slow (`warmup=False`: not).
     `device`: "cpu", "cuda:0", … or several of them. `instances`: workers per device,
     each with its own stream of runs. `threads`: intra-op threads of one instance.
-    `entry`: the function to serve, where the program has several (a method's name).
+    `entry`: the function to serve, where the program has several: a method's name, or
+    that of a submodule's method ("encoder.forward").
     `batching`: independent requests share runs, see `Batching`; None: they never do.
-    `queue`: the bound, see `Queue`. `backend`: "torch" or "python", where the content
-    doesn't tell. `sha256`: the file's checksum in hex; without it, a file of the same
-    name with ".sha256" added is looked for. `name`: what errors and stats call it.
+    `queue`: the bound, see `Queue`. `inline_below`: seconds; a request that finds the
+    model idle, and whose kind has been taking less than this lately, runs at once in
+    the caller, whose loop it blocks for that long; 0, the default: none does.
+    `backend`: "torch" or "python", where the content doesn't tell. `sha256`: the file's
+    checksum in hex; without it, a file of the same name with ".sha256" added is looked
+    for. `name`: what errors and stats call it.
 
     A model file is code: load only what you would run.
 
@@ -96,6 +102,10 @@ def load(
             raise ValueError(f"{what}: expected 1 or more, got {value}")
     if queue is not None and not isinstance(queue, Queue):
         raise TypeError(f"queue: expected a Queue, got {type(queue).__name__}")
+    if not isinstance(inline_below, (int, float)) or not 0 <= inline_below <= 1:
+        raise ValueError(
+            f"inline_below: expected seconds, 0 to 1, got {inline_below!r}"
+        )
     if batching is not None and not isinstance(batching, Batching):
         raise TypeError(f"batching: expected a Batching, got {type(batching).__name__}")
     devices = parse_devices(device)
@@ -108,6 +118,7 @@ def load(
         "threads": threads,
         "queue": queue,
         "batching": batching,
+        "inline_below": inline_below,
         "warmup_runs": _WARMUP_RUNS if warmup else 0,
     }
     load_again = functools.partial(
@@ -203,7 +214,15 @@ async def _open_live(
 
 async def _started(model: Model, example: tuple[Any, ...]) -> Model:
     try:
-        return await model._start(*example)  # type: ignore[no-any-return]
+        await model._start(*example)
+        if len(model.stats().busy) > 1 and model.signature.stateful:
+            warnings.warn(
+                f"model {model.name!r} keeps state of its own from run to run: "
+                "with several instances the requests of a stream land on any of them",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return model
     except BaseException:
         model._abort()
         raise

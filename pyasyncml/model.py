@@ -55,12 +55,17 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """What a model takes and gives. `variadic`: any number of inputs, by position."""
+    """What a model takes and gives.
+
+    `variadic`: any number of inputs, by position. `stateful`: the program itself keeps
+    state from one run to the next, in each instance; it serves one stream an instance.
+    """
 
     entry: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     variadic: bool
+    stateful: bool
 
 
 # The order of enum paml_when_full in csrc/engine/queue.h.
@@ -105,13 +110,14 @@ class Stats:
     quantiles within an eighth; `waited` is the seconds that all requests have been in
     the queue together, `busy` seconds in the backend, one number an instance.
 
-    `runs` of the backend served `rows` of `requests` in all. `releases` says why runs
-    began: "full", "drained" (an instance was free and nothing more was waiting),
-    "delay" (`max_delay` had passed), "shape" (what waited besides was too long or too
-    short), "deadline" (more rows would have made somebody late), "alone" (requests that
-    don't share). Padded inputs had `cells` elements, `padding_cells` of them padding;
-    `padding_waste` is that share. `cpu_held` of the process's `cpu_total` CPU tokens
-    are taken, by whatever model.
+    `runs` of the backend served `rows` of `requests` in all; `inlined` requests more
+    were run where `infer` was called. `releases` says why runs began: "full", "drained"
+    (an instance was free and nothing more was waiting), "delay" (`max_delay` had
+    passed), "shape" (what waited besides was too long or too short), "deadline" (more
+    rows would have made somebody late), "alone" (requests that don't share). Padded
+    inputs had `cells` elements, `padding_cells` of them padding; `padding_waste` is
+    that share. `cpu_held` of the process's `cpu_total` CPU tokens are taken, by
+    whatever model.
 
     A reload sets nothing back: what the versions did is added up.
     """
@@ -137,6 +143,7 @@ class Stats:
     rows: int
     requests: int
     releases: dict[str, int]
+    inlined: int
     cells: int
     padding_cells: int
     padding_waste: float
@@ -207,8 +214,10 @@ class Model(_core.Model):
     @property
     def signature(self) -> Signature:
         """Names, kinds, dtypes and shapes of inputs and outputs."""
-        entry, inputs, outputs, variadic = self._described
-        return Signature(entry, _specs(inputs), _specs(outputs), bool(variadic))
+        entry, inputs, outputs, variadic, stateful = self._described
+        return Signature(
+            entry, _specs(inputs), _specs(outputs), bool(variadic), bool(stateful)
+        )
 
     def stats(self) -> Stats:
         """Counters and latencies; see `Stats`."""
@@ -226,6 +235,21 @@ class Model(_core.Model):
             oldest_wait,
             failing,
         )
+
+    def session(self, **state: Any) -> Session:
+        """A stream of requests with state that stays native between them.
+
+        `state`: the inputs that are state, by name, with the tensors that they start
+        from (copied). The model gives the new states as the last items of the tuple
+        that it returns, in the order of its inputs and in the same shapes and dtypes;
+        `Session.infer` gives what is before them.
+
+        Any number of sessions may be open; their requests share runs where the model
+        has `batching=`. A state's batch axis is 0 unless `Batching` says otherwise.
+
+        Raises `InputError` for a name that is no input, or a state that is no tensor.
+        """
+        return Session(self, state)
 
     def map(
         self,
@@ -330,6 +354,20 @@ class Model(_core.Model):
         )
 
 
+class Session(_core.Session):
+    """A stream of requests to one model, made by `Model.session`.
+
+    Belongs to the model's process, not to a loop; used by one task at a time, or by
+    several that don't mind in which order their requests come.
+    """
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
 def _differences(
     what: str, old: tuple[TensorSpec, ...], new: tuple[TensorSpec, ...]
 ) -> list[str]:
@@ -390,6 +428,7 @@ def make_model(
     warmup_runs: int = 0,
     queue: Queue | None = None,
     batching: Batching | None = None,
+    inline_below: float = 0.0,
 ) -> Model:
     """A model that isn't started yet."""
     queue = queue or Queue()
@@ -408,6 +447,7 @@ def make_model(
         max_bytes=queue.max_bytes,
         when_full=_WHEN_FULL.index(queue.when_full),
         batching=describe(batching),
+        inline_ns=int(inline_below * 1e9),
     )
     model._backend_name = backend
     model._device_names = tuple(name for name, _ in devices)

@@ -113,6 +113,7 @@ async def echo(
     delay_per_row: float = 0.0,
     busy: bool = False,
     batching: Batching | None = None,
+    inline_below: float = 0.0,
     queue: Queue | None = None,
     name: str = "echo",
 ) -> EchoModel:
@@ -132,6 +133,7 @@ async def echo(
         instances=instances,
         queue=queue,
         batching=batching,
+        inline_below=inline_below,
     )
     assert isinstance(model, EchoModel)
     model._script = script

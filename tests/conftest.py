@@ -124,7 +124,6 @@ def descriptors() -> set[str]:
 def objects() -> set[str]:
     """Futures (a pending one may have a request in flight), hubs (of loops that weren't
     closed), models (with workers): what there is of the types made in C, not frozen."""
-    gc.collect()
     return {
         f"{found!r}"
         for found in gc.get_objects()
@@ -147,6 +146,7 @@ class Census:
         return threads(only_ours=self.only_our_threads) | descriptors()
 
     def more(self) -> set[str]:
+        gc.collect()
         return (self.count() - self.before) | (
             objects() if self.with_objects else set()
         )

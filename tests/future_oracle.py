@@ -169,8 +169,7 @@ def task_factory(kind: str) -> Any:
 
 @contextlib.contextmanager
 def environment(cls: Any, kind: str, tasks: str, debug: bool) -> Iterator[Env]:
-    gc.collect()
-    gc.freeze()  # scenarios collect often; this makes it quick
+    gc.collect()  # quick: what was there before the test is frozen (conftest.py)
     loop = new_loop(kind)
     env = Env(cls, loop)
     loop.set_debug(debug)
@@ -182,7 +181,6 @@ def environment(cls: Any, kind: str, tasks: str, debug: bool) -> Iterator[Env]:
     try:
         yield env
     finally:
-        gc.unfreeze()
         gc.collect()
         loop.close()
 

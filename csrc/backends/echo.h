@@ -34,7 +34,7 @@ struct paml_echo {
     char fail_message[256];
     bool poisoned; /* runs fail whose first input holds … */
     double poison;
-    int64_t rows_most; /* runs of more rows run out of memory; 0: none do */
+    int64_t rows_most;             /* runs of more rows run out of memory; 0: none do */
     struct paml_op *watchers;      /* answered when `begun` reaches their `rows` */
     uint32_t seen[PAML_ECHO_SEEN]; /* rows of run i at i % PAML_ECHO_SEEN */
 };

@@ -49,6 +49,7 @@ struct paml_entry {
     uint32_t n_inputs, n_outputs;
     const struct paml_spec *inputs, *outputs;
     uint32_t variadic; /* 1: takes any number of positional inputs of any kind */
+    uint32_t stateful; /* 1: instances keep state from one run to the next */
 };
 
 struct paml_load_spec {
@@ -88,7 +89,8 @@ struct paml_backend {
     const struct paml_entry *(*describe)(void *program);
 
     /* One instance: whatever one worker needs to run alone. `threads` is the number of
-       intra-op threads it may use, this one included. */
+       intra-op threads it may use, this one included; 0: as the thread has it, which is
+       not the backend's to change (open, a run and close are then one call's). */
     int (*open)(void *program, DLDevice device, int threads, void **instance,
                 struct paml_error *err);
     int (*run)(void *instance, struct paml_run *run, struct paml_error *err);

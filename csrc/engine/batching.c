@@ -22,9 +22,9 @@ names_of(const struct paml_spec *specs, uint32_t count, char *text, size_t size)
 
     text[0] = '\0';
     for (uint32_t i = 0; i < count && length < size; i++) {
-        length += (size_t)snprintf(text + length, size - length, "%s%s",
-                                   i > 0 ? ", " : "",
-                                   specs[i].name != NULL ? specs[i].name : "?");
+        length +=
+            (size_t)snprintf(text + length, size - length, "%s%s", i > 0 ? ", " : "",
+                             specs[i].name != NULL ? specs[i].name : "?");
     }
 }
 
@@ -109,6 +109,14 @@ paml_batching_build(struct paml_batching *batching,
     batching->mask_argument = -1;
     if (options->max_rows == 0) {
         return PAML_OK;
+    }
+    if (entry->stateful) {
+        return paml_fail(err, PAML_ERR_LOAD,
+                         "batching=: '%s' keeps state of its own from one run to the "
+                         "next, and would mix the streams of those who share a run; "
+                         "serve one stream an instance without batching, or what it "
+                         "calls with the state as an input (entry=, Model.session())",
+                         entry->name);
     }
     storage = calloc(1, sizeof(*storage) + PAML_PADDED_MOST * n * sizeof(int64_t));
     if (storage == NULL) {

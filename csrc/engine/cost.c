@@ -224,9 +224,8 @@ paml_cost_line_of(const struct paml_cost_model *model, uint64_t key, int64_t run
 {
     int found = cost_find(model, key);
 
-    return found >= 0 && model->buckets[found].runs >= runs
-               ? model->buckets[found].line
-               : (struct paml_line){0, 0};
+    return found >= 0 && model->buckets[found].runs >= runs ? model->buckets[found].line
+                                                            : (struct paml_line){0, 0};
 }
 
 struct paml_line

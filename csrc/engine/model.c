@@ -92,6 +92,18 @@ paml_model_unref(struct paml_model *model)
     }
 }
 
+/* Answers an op that was taken out of the queue and not run. Of a session, those behind
+   it have their turn.
+   Thread: any. Locks: as paml_queue_pass_on. */
+static void
+post_out_of_turn(struct paml_op *op)
+{
+    if (op->session != NULL && op->place != PAML_HELD) {
+        paml_queue_pass_on(op->session);
+    }
+    paml_mailbox_post(op->mailbox, op);
+}
+
 /* Answers ops linked by `next` with one code. */
 static void
 answer_all(struct paml_op *ops, int code, const char *message)
@@ -103,7 +115,7 @@ answer_all(struct paml_op *ops, int code, const char *message)
         if (code != PAML_OK) {
             paml_op_fail(op, code, message);
         }
-        paml_mailbox_post(op->mailbox, op);
+        post_out_of_turn(op);
     }
 }
 
@@ -261,8 +273,7 @@ model_end(struct paml_model *model, bool on_worker)
     int code;
 
     /* No worker is left that could take: whatever slipped in is answered here. */
-    paml_queue_close(&model->queue);
-    answer_all(paml_queue_empty(&model->queue), PAML_ERR_CLOSED,
+    answer_all(paml_queue_close_empty(&model->queue), PAML_ERR_CLOSED,
                "the model was closed before the request ran");
     if (model->program != NULL) {
         model->backend->unload(model->program);
@@ -327,7 +338,7 @@ paml_model_submit(struct paml_model *model, struct paml_op *op)
         paml_op_fail(dropped, PAML_ERR_QUEUE,
                      "dropped for a request of higher or equal priority, or one that "
                      "came first: the queue is full (Queue(when_full='drop_lowest'))");
-        paml_mailbox_post(dropped->mailbox, dropped);
+        post_out_of_turn(dropped);
     }
     return code;
 }
@@ -339,9 +350,10 @@ paml_model_close(struct paml_model *model, bool drain, struct paml_op *op)
     struct paml_model *predecessor;
     bool gone, never = false;
 
-    paml_queue_close(&model->queue);
-    if (!drain) {
-        answer_all(paml_queue_empty(&model->queue), PAML_ERR_CLOSED,
+    if (drain) {
+        paml_queue_close(&model->queue);
+    } else {
+        answer_all(paml_queue_close_empty(&model->queue), PAML_ERR_CLOSED,
                    "the model was closed before the request ran");
     }
     pthread_mutex_lock(&model->lock);

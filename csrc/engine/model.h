@@ -86,6 +86,7 @@ struct paml_model {
 
     /* Written by those who submit, cancel or expire; statistics, so relaxed. */
     _Alignas(64) atomic_uint_least64_t submitted, rejected, cancelled, expired;
+    atomic_uint_least64_t inlined, inline_failed; /* served by those who submit */
 
     /* Runs that failed since the last one that didn't. */
     _Alignas(64) atomic_uint_least64_t failing;

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "session.h"
+
 void
 paml_op_init(struct paml_op *op, struct paml_mailbox *mailbox)
 {
@@ -12,8 +14,7 @@ paml_op_init(struct paml_op *op, struct paml_mailbox *mailbox)
     atomic_init(&op->given_up, false);
     op->mailbox = mailbox;
     op->rows = 1;
-    op->message = NULL;
-    op->user = NULL;
+    memset(&op->message, 0, sizeof(*op) - offsetof(struct paml_op, message));
     paml_outputs_init(&op->outputs);
 }
 
@@ -31,4 +32,8 @@ paml_op_clear(struct paml_op *op)
     paml_outputs_clear(&op->outputs);
     free(op->message);
     op->message = NULL;
+    if (op->session != NULL) {
+        paml_session_unref(op->session);
+        op->session = NULL;
+    }
 }

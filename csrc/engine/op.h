@@ -22,6 +22,12 @@
 
 struct paml_mailbox;
 struct paml_group;
+struct paml_queue;
+struct paml_session;
+
+#define PAML_STATES_MOST 4 /* inputs of a session that are state */
+
+enum paml_place { PAML_NOWHERE, PAML_ADMITTED, PAML_PARKED, PAML_HELD };
 
 enum paml_op_state {
     PAML_OP_NEW,     /* the maker's */
@@ -31,37 +37,45 @@ enum paml_op_state {
 };
 
 struct paml_op {
+    /* What every run touches comes first, in as few cache lines as it takes: they
+       travel between the loop's processor and the worker's. */
+
     /* Inbox, queue and mailbox links: an op is in one of them at a time. */
     struct paml_op *next, *previous;
     /* enum paml_op_state. Changes between WAITING and CLAIMED under the queue's lock,
        elsewhere by the owner alone; relaxed, since ownership moves by other means. */
     atomic_int state;
-    /* Nobody waits for it any more, though it couldn't be taken back: what of it hasn't
-       begun needn't. Any thread, relaxed: a hint. */
-    atomic_bool given_up;
     int code;         /* enum paml_code; how it ended */
     int32_t priority; /* larger = more urgent */
     uint32_t rows;    /* along the batch axis; 1 without batching */
-    size_t bytes;     /* of the inputs; what the queue's bound counts */
-    /* Requests share a run when their keys are equal and not 0. */
-    uint64_t batch_key;
-    int64_t lengths[PAML_PADDED_MOST]; /* along each padded axis */
-    /* order.h's: links, and the place in the order of arrival. */
-    struct paml_op *child, *sibling, *before;
-    uint64_t sequence;
-    bool in_heap;
-    /* schedule.h's: where the op is, and its neighbours by arrival. */
-    bool parked;
-    struct paml_group *group;
-    struct paml_op *older, *newer;
-    uint64_t runs_before; /* runs that had begun when it was admitted */
+    /* Nobody waits for it any more, though it couldn't be taken back: what of it hasn't
+       begun needn't. Any thread, relaxed: a hint. */
+    atomic_bool given_up;
+    bool in_heap;          /* order.h's */
+    bool fresh;            /* session.h's: it starts from the session's beginning */
+    enum paml_place place; /* schedule.h's */
+    size_t bytes;          /* of the inputs; what the queue's bound counts */
     int64_t submitted_ns, deadline_ns; /* CLOCK_MONOTONIC; deadline 0: none */
     struct paml_mailbox *mailbox;
     struct paml_value *inputs;
     uint32_t n_inputs, n_arguments; /* values in all; values at the top level */
+    /* order.h's and schedule.h's: the place in the order of arrival, how many runs had
+       begun by then, the group, and the neighbours by arrival. */
+    uint64_t sequence, runs_before;
+    struct paml_group *group;
+    struct paml_op *older, *newer;
+    struct paml_queue *queue;     /* that it was pushed to */
+    struct paml_session *session; /* a reference, or NULL */
+    /* Requests share a run when their keys are equal and not 0. */
+    uint64_t batch_key;
+    int64_t run_ns; /* what the run that served it took */
     struct paml_outputs outputs;
+
     char *message; /* malloc'ed; of a failure, or NULL */
     void *user;
+    int64_t lengths[PAML_PADDED_MOST];        /* along each padded axis */
+    struct paml_op *child, *sibling, *before; /* order.h's heap */
+    uint32_t slots[PAML_STATES_MOST]; /* session.h's: the inputs that are state */
 };
 
 static inline void
@@ -73,7 +87,7 @@ paml_op_set_state(struct paml_op *op, enum paml_op_state state)
 void paml_op_init(struct paml_op *op, struct paml_mailbox *mailbox);
 /* Ends a run badly: code and a copy of the message. Thread: the op's owner. */
 void paml_op_fail(struct paml_op *op, int code, const char *message);
-/* Releases outputs and message. Inputs are the maker's to release. */
+/* Releases outputs, message and session. Inputs are the maker's to release. */
 void paml_op_clear(struct paml_op *op);
 
 #endif

@@ -5,6 +5,8 @@
 #include <stddef.h>
 
 #include "clock.h"
+#include "mailbox.h"
+#include "session.h"
 
 /* What `inbox` holds once the queue is closed: no op lives at this address. */
 static struct paml_op inbox_closed;
@@ -73,6 +75,7 @@ paml_queue_init(struct paml_queue *queue, const struct paml_batching *batching,
                        limits->when_full == PAML_FULL_WAIT ? limits->max_rows
                                                            : INT64_MAX / 2);
     queue->limits = *limits;
+    queue->emptied = false;
 }
 
 void
@@ -166,15 +169,18 @@ queue_count(struct paml_queue *queue, const struct paml_op *op, bool *excess)
 
     rows = op->rows + atomic_fetch_add_explicit(&queue->pushed.rows, op->rows,
                                                 memory_order_relaxed);
-    bytes = (int64_t)op->bytes +
-            atomic_fetch_add_explicit(&queue->pushed.bytes, (int64_t)op->bytes,
-                                      memory_order_relaxed);
+    bytes = (int64_t)op->bytes + atomic_fetch_add_explicit(&queue->pushed.bytes,
+                                                           (int64_t)op->bytes,
+                                                           memory_order_relaxed);
     full = amount_is_past(bytes, limits->max_bytes, &queue->gone.bytes,
                           &queue->known_gone.bytes);
     *excess = limits->when_full != PAML_FULL_WAIT &&
               amount_is_past(rows, limits->max_rows, &queue->gone.rows,
                              &queue->known_gone.rows);
-    if (full || (*excess && limits->when_full == PAML_FULL_REJECT)) {
+    /* One that never fits isn't worth what would be dropped for it. */
+    full = full || (*excess && limits->when_full == PAML_FULL_REJECT) ||
+           (*excess && op->rows > limits->max_rows);
+    if (full) {
         amount_add(&queue->pushed.rows, -(int64_t)op->rows);
         amount_add(&queue->pushed.bytes, -(int64_t)op->bytes);
         return PAML_ERR_QUEUE;
@@ -261,6 +267,7 @@ paml_queue_push(struct paml_queue *queue, struct paml_op *op, struct paml_op **d
         return PAML_ERR_QUEUE;
     }
     paml_op_set_state(op, PAML_OP_WAITING);
+    op->queue = queue;
     atomic_store_explicit(&queue->pusher_cpu, sched_getcpu(), memory_order_relaxed);
     head = atomic_load_explicit(&queue->inbox, memory_order_relaxed);
     do {
@@ -406,9 +413,9 @@ queue_sleep(struct paml_queue *queue, int64_t until_ns)
     atomic_fetch_add_explicit(&queue->sleepers, 1, memory_order_seq_cst);
     /* Under the lock, so that no op is just then between inbox and list. */
     pthread_mutex_lock(&queue->lock);
-    news = until_ns == 0 ? paml_queue_has_news(queue)
-                         : atomic_load_explicit(&queue->inbox, memory_order_seq_cst) !=
-                               NULL;
+    news = until_ns == 0
+               ? paml_queue_has_news(queue)
+               : atomic_load_explicit(&queue->inbox, memory_order_seq_cst) != NULL;
     pthread_mutex_unlock(&queue->lock);
     if (news && queue_count_out(queue)) {
         return;
@@ -482,22 +489,92 @@ paml_queue_wait(struct paml_queue *queue, struct paml_patience *patience,
     patience->usual_ns += (gap - patience->usual_ns) / 4;
 }
 
+/* Gives a session's next op to its queue. Returns it where that is emptied.
+   Thread: any. Locks: takes `lock` of that queue. */
+static struct paml_op *
+queue_admit_next(struct paml_op *op)
+{
+    struct paml_queue *queue = op->queue;
+    bool emptied;
+
+    pthread_mutex_lock(&queue->lock);
+    emptied = queue->emptied;
+    paml_schedule_add_next(&queue->schedule, op);
+    if (emptied) {
+        paml_schedule_remove(&queue->schedule, op);
+        queue_uncount(queue, op);
+        paml_op_set_state(op, PAML_OP_CLAIMED);
+    }
+    queue_publish(queue);
+    pthread_mutex_unlock(&queue->lock);
+    if (emptied) {
+        return op;
+    }
+    queue_wake_one(queue);
+    return NULL;
+}
+
+/* Ops of a queue that nobody serves, one session's after the other.
+   Thread: any. Locks: as paml_queue_pass_on. */
+static void
+queue_answer_closed(struct paml_op *op)
+{
+    struct paml_session *session;
+
+    while (op != NULL) {
+        session = op->session;
+        atomic_fetch_add_explicit(&session->refs, 1, memory_order_relaxed);
+        paml_op_fail(op, PAML_ERR_CLOSED,
+                     "the model was closed before the request ran");
+        paml_mailbox_post(op->mailbox, op);
+        op = paml_session_next(session);
+        op = op != NULL ? queue_admit_next(op) : NULL;
+        paml_session_unref(session);
+    }
+}
+
+/* Thread: any. Locks: takes the session's, then `lock` of the next op's queue. */
+void
+paml_queue_pass_on(struct paml_session *session)
+{
+    struct paml_op *next = paml_session_next(session);
+
+    if (next != NULL) {
+        queue_answer_closed(queue_admit_next(next));
+    }
+}
+
 /* Thread: any. Locks: takes `lock`. */
 bool
 paml_queue_remove(struct paml_queue *queue, struct paml_op *op)
 {
-    bool waiting;
+    struct paml_op *next = NULL;
+    bool waiting, leads = false;
 
     pthread_mutex_lock(&queue->lock);
     waiting = atomic_load_explicit(&op->state, memory_order_relaxed) == PAML_OP_WAITING;
     if (waiting) {
         queue_sort_inbox(queue, NULL);
-        paml_schedule_remove(&queue->schedule, op);
+        leads = op->session != NULL && op->place != PAML_HELD;
+        waiting = paml_schedule_remove(&queue->schedule, op);
+    }
+    if (waiting) {
         queue_uncount(queue, op);
-        queue_publish(queue);
         paml_op_set_state(op, PAML_OP_NEW);
+        if (leads && (next = paml_session_next(op->session)) != NULL &&
+            next->queue == queue) {
+            /* At once, or the workers of a closed queue might leave before. */
+            paml_schedule_add_next(&queue->schedule, next);
+            next = NULL;
+        }
+        queue_publish(queue);
     }
     pthread_mutex_unlock(&queue->lock);
+    if (next != NULL) {
+        queue_answer_closed(queue_admit_next(next));
+    } else if (leads) {
+        queue_wake_one(queue);
+    }
     return waiting;
 }
 
@@ -516,35 +593,64 @@ paml_queue_oldest(struct paml_queue *queue)
     return submitted_ns;
 }
 
-/* Thread: any. Locks: takes `lock`. */
-void
-paml_queue_close(struct paml_queue *queue)
+/* Everything that waits, CLAIMED. Locks: the caller holds `lock`. */
+static struct paml_op *
+queue_take_all(struct paml_queue *queue)
 {
-    int sleepers;
+    struct paml_op *op, *list = paml_schedule_take_all(&queue->schedule);
 
-    pthread_mutex_lock(&queue->lock);
-    queue_sort_inbox(queue, INBOX_CLOSED);
-    pthread_mutex_unlock(&queue->lock);
-    sleepers = atomic_exchange_explicit(&queue->sleepers, 0, memory_order_seq_cst);
+    for (op = list; op != NULL; op = op->next) {
+        paml_op_set_state(op, PAML_OP_CLAIMED);
+        queue_uncount(queue, op);
+    }
+    queue->emptied = true;
+    queue_publish(queue);
+    return list;
+}
+
+/* The workers see that the queue is closed. Thread: any. Locks: none. */
+static void
+queue_wake_all(struct paml_queue *queue)
+{
+    int sleepers = atomic_exchange_explicit(&queue->sleepers, 0, memory_order_seq_cst);
     while (sleepers-- > 0) {
         sem_post(&queue->wake);
     }
 }
 
 /* Thread: any. Locks: takes `lock`. */
+void
+paml_queue_close(struct paml_queue *queue)
+{
+    pthread_mutex_lock(&queue->lock);
+    queue_sort_inbox(queue, INBOX_CLOSED);
+    pthread_mutex_unlock(&queue->lock);
+    queue_wake_all(queue);
+}
+
+/* Thread: any. Locks: takes `lock`. */
 struct paml_op *
 paml_queue_empty(struct paml_queue *queue)
 {
-    struct paml_op *op, *list;
+    struct paml_op *list;
 
     pthread_mutex_lock(&queue->lock);
     queue_sort_inbox(queue, NULL);
-    list = paml_schedule_take_all(&queue->schedule);
-    for (op = list; op != NULL; op = op->next) {
-        paml_op_set_state(op, PAML_OP_CLAIMED);
-        queue_uncount(queue, op);
-    }
-    queue_publish(queue);
+    list = queue_take_all(queue);
     pthread_mutex_unlock(&queue->lock);
+    return list;
+}
+
+/* Thread: any. Locks: takes `lock`. */
+struct paml_op *
+paml_queue_close_empty(struct paml_queue *queue)
+{
+    struct paml_op *list;
+
+    pthread_mutex_lock(&queue->lock);
+    queue_sort_inbox(queue, INBOX_CLOSED);
+    list = queue_take_all(queue);
+    pthread_mutex_unlock(&queue->lock);
+    queue_wake_all(queue);
     return list;
 }

@@ -54,6 +54,7 @@ struct paml_queue {
     sem_t wake;
     _Alignas(64) pthread_mutex_t lock;
     struct paml_amount gone;
+    bool emptied;      /* nobody serves it any more */
     atomic_int listed; /* ops in the schedule that may be taken; written under lock */
     struct paml_schedule schedule;
     struct paml_queue_limits limits;
@@ -84,8 +85,8 @@ int64_t paml_queue_bytes(struct paml_queue *queue);
 void paml_queue_hold(struct paml_queue *queue, int64_t now_ns);
 void paml_queue_let_go(struct paml_queue *queue);
 
-/* What runs next, in `batch`, without waiting; see paml_schedule_take(). An empty batch:
-   there is nothing, or a burst is growing, or a batch waits for more until
+/* What runs next, in `batch`, without waiting; see paml_schedule_take(). An empty
+   batch: there is nothing, or a burst is growing, or a batch waits for more until
    batch->wait_until_ns; `*closed` then says whether there never will be. */
 void paml_queue_take(struct paml_queue *queue, const struct paml_cost_model *cost,
                      int64_t last_run_ns, struct paml_batch *batch, bool *closed);
@@ -103,6 +104,10 @@ void paml_queue_attend(int workers);
 /* Whether every processor has a worker at work: nobody else should spin then. */
 bool paml_queue_crowded(void);
 
+/* A session's op is through: the next one, if there is one, is let into its queue, or
+   answered where nobody serves that any more. */
+void paml_queue_pass_on(struct paml_session *session);
+
 /* True: the op was WAITING and is the caller's again. False: a worker has it, or had.
  */
 bool paml_queue_remove(struct paml_queue *queue, struct paml_op *op);
@@ -113,7 +118,11 @@ int64_t paml_queue_oldest(struct paml_queue *queue);
 /* No more pushes; workers end once the list is empty. Idempotent. */
 void paml_queue_close(struct paml_queue *queue);
 
-/* Takes out everything that waits: the caller's, linked by `next`. */
+/* Of a closed queue that nobody serves any more: takes out everything that waits, the
+   caller's, linked by `next`; pass their sessions on. */
 struct paml_op *paml_queue_empty(struct paml_queue *queue);
+
+/* Both at once: no worker begins any of it. */
+struct paml_op *paml_queue_close_empty(struct paml_queue *queue);
 
 #endif

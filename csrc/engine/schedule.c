@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "plan.h"
+#include "session.h"
 
 /* One run in so many is led by the oldest op, once it has seen so many runs begin. */
 #define AGEING_TURN 8
@@ -120,7 +121,7 @@ admit(struct paml_schedule *schedule, struct paml_op *op)
 {
     struct paml_group *group = group_for(schedule, op->batch_key);
 
-    op->parked = false;
+    op->place = PAML_ADMITTED;
     op->group = group;
     op->sequence = schedule->sequence++;
     op->runs_before = schedule->runs;
@@ -141,7 +142,7 @@ admit(struct paml_schedule *schedule, struct paml_op *op)
 static void
 park(struct paml_schedule *schedule, struct paml_op *op)
 {
-    op->parked = true;
+    op->place = PAML_PARKED;
     op->next = NULL;
     op->previous = schedule->parked_last;
     *(op->previous != NULL ? &op->previous->next : &schedule->parked_first) = op;
@@ -154,6 +155,30 @@ unpark(struct paml_schedule *schedule, struct paml_op *op)
     *(op->previous != NULL ? &op->previous->next : &schedule->parked_first) = op->next;
     *(op->next != NULL ? &op->next->previous : &schedule->parked_last) = op->previous;
     op->next = op->previous = NULL;
+    op->place = PAML_NOWHERE;
+}
+
+static void
+hold(struct paml_schedule *schedule, struct paml_op *op)
+{
+    op->place = PAML_HELD;
+    op->older = NULL;
+    op->newer = schedule->held;
+    if (op->newer != NULL) {
+        op->newer->older = op;
+    }
+    schedule->held = op;
+}
+
+static void
+unhold(struct paml_schedule *schedule, struct paml_op *op)
+{
+    *(op->older != NULL ? &op->older->newer : &schedule->held) = op->newer;
+    if (op->newer != NULL) {
+        op->newer->older = op->older;
+    }
+    op->older = op->newer = NULL;
+    op->place = PAML_NOWHERE;
 }
 
 /* A request of more rows than are ever admitted has the place to itself. */
@@ -174,14 +199,31 @@ admit_parked(struct paml_schedule *schedule)
     }
 }
 
-void
-paml_schedule_add(struct paml_schedule *schedule, struct paml_op *op)
+static void
+admit_or_park(struct paml_schedule *schedule, struct paml_op *op)
 {
     if (schedule->parked_first == NULL && has_room(schedule, op)) {
         admit(schedule, op);
     } else {
         park(schedule, op);
     }
+}
+
+void
+paml_schedule_add(struct paml_schedule *schedule, struct paml_op *op)
+{
+    if (op->session != NULL && !paml_session_enter(op->session, op)) {
+        hold(schedule, op);
+    } else {
+        admit_or_park(schedule, op);
+    }
+}
+
+void
+paml_schedule_add_next(struct paml_schedule *schedule, struct paml_op *op)
+{
+    unhold(schedule, op);
+    admit_or_park(schedule, op);
 }
 
 /* What is left of the books once the op is out of its order. */
@@ -195,6 +237,7 @@ forget(struct paml_schedule *schedule, struct paml_op *op)
     *(op->newer != NULL ? &op->newer->older : &schedule->newest) = op->older;
     op->older = op->newer = NULL;
     op->group = NULL;
+    op->place = PAML_NOWHERE;
     group->rows -= op->rows;
     schedule->rows -= op->rows;
     schedule->count--;
@@ -206,16 +249,25 @@ forget(struct paml_schedule *schedule, struct paml_op *op)
     }
 }
 
-void
+bool
 paml_schedule_remove(struct paml_schedule *schedule, struct paml_op *op)
 {
-    if (op->parked) {
+    switch (op->place) {
+    case PAML_PARKED:
         unpark(schedule, op);
-        return;
+        break;
+    case PAML_HELD:
+        if (!paml_session_leave(op->session, op)) {
+            return false;
+        }
+        unhold(schedule, op);
+        break;
+    default:
+        paml_order_remove(&op->group->order, op);
+        forget(schedule, op);
     }
-    paml_order_remove(&op->group->order, op);
-    forget(schedule, op);
-    admit_parked(schedule);
+    admit_parked(schedule); /* the one that was parked may have been in the way */
+    return true;
 }
 
 struct paml_op *
@@ -234,7 +286,7 @@ paml_schedule_least(const struct paml_schedule *schedule)
 struct paml_op *
 paml_schedule_take_all(struct paml_schedule *schedule)
 {
-    struct paml_op *list = NULL, **link = &list, *op;
+    struct paml_op *list = NULL, **link = &list, *op, *newer;
 
     while ((op = schedule->oldest) != NULL) {
         paml_order_remove(&op->group->order, op);
@@ -242,8 +294,21 @@ paml_schedule_take_all(struct paml_schedule *schedule)
         *link = op;
         link = &op->next;
     }
-    *link = schedule->parked_first;
-    schedule->parked_first = schedule->parked_last = NULL;
+    while ((op = schedule->parked_first) != NULL) {
+        unpark(schedule, op);
+        *link = op;
+        link = &op->next;
+    }
+    for (op = schedule->held; op != NULL; op = newer) {
+        newer = op->newer;
+        if (paml_session_leave(op->session, op)) {
+            unhold(schedule, op);
+            op->place = PAML_HELD; /* not the one that its session is busy with */
+            *link = op;
+            link = &op->next;
+        }
+    }
+    *link = NULL;
     return list;
 }
 
@@ -322,7 +387,7 @@ released_at(const struct paml_schedule *schedule, const struct paml_group *group
                            ? schedule->batching->max_delay_ns
                            : 0;
     const struct paml_op *head;
-    int64_t at, latest;
+    int64_t at, latest, halfway;
 
     if (delay_ns == 0 || group->rows >= rows_of_a_run(schedule, group, cost)) {
         return 0;
@@ -330,11 +395,14 @@ released_at(const struct paml_schedule *schedule, const struct paml_group *group
     at = group->since_ns + delay_ns;
     head = paml_order_peek(&group->order);
     if (head->deadline_ns != 0) {
-        /* Waiting for company must not make it late: half of what is left is spent. */
-        latest = head->deadline_ns -
-                 2 * paml_cost_predict(
-                         cost, paml_batch_cost_key(schedule->batching, head),
-                         group->rows + 1);
+        /* Waiting for company must not make it late: no more than half of its time is
+           spent, also where a run costs little or nobody knows what. */
+        latest =
+            head->deadline_ns -
+            2 * paml_cost_predict(cost, paml_batch_cost_key(schedule->batching, head),
+                                  group->rows + 1);
+        halfway = head->submitted_ns + (head->deadline_ns - head->submitted_ns) / 2;
+        latest = halfway < latest ? halfway : latest;
         at = latest < at ? latest : at;
     }
     return at;
@@ -468,9 +536,8 @@ window_is_in_time(const struct window *window, const struct paml_line *line,
 /* Splits the window into what runs now, what is answered, and what goes back. */
 static void
 window_plan(struct paml_schedule *schedule, struct window *window,
-            struct paml_group *group, const struct paml_line *line,
-            int64_t last_run_ns, int64_t now_ns, int64_t max_rows,
-            struct paml_batch *batch)
+            struct paml_group *group, const struct paml_line *line, int64_t last_run_ns,
+            int64_t now_ns, int64_t max_rows, struct paml_batch *batch)
 {
     struct paml_plan_item items[PAML_PLAN_MOST];
     uint8_t verdict[PAML_PLAN_MOST];
@@ -478,8 +545,7 @@ window_plan(struct paml_schedule *schedule, struct window *window,
 
     for (uint32_t i = 0; i < window->n; i++) {
         const struct paml_op *op = window->ops[i];
-        items[i] =
-            (struct paml_plan_item){op->deadline_ns, op->rows, op->priority};
+        items[i] = (struct paml_plan_item){op->deadline_ns, op->rows, op->priority};
         if (op->deadline_ns > window->ops[probe]->deadline_ns) {
             probe = i;
         }
@@ -561,7 +627,7 @@ paml_schedule_take(struct paml_schedule *schedule, const struct paml_cost_model 
     struct paml_line line = {0, 0};
     struct window window;
     int64_t max_rows, most;
-    bool alone, padded;
+    bool alone, uneven;
 
     batch->n = 0;
     batch->rows = 0;
@@ -581,18 +647,20 @@ paml_schedule_take(struct paml_schedule *schedule, const struct paml_cost_model 
     if (!alone && !at_once && schedule->batching->max_delay_ns > 0) {
         batch->release = PAML_RELEASE_DELAY;
     }
-    padded = !alone && schedule->batching->n_padded > 0 && leader->lengths[0] > 0;
+    /* A bucket is padded to in any case: its lengths are all alike. */
+    uneven = !alone && schedule->batching->n_padded > 0 && leader->lengths[0] > 0 &&
+             schedule->batching->padded[0].n_buckets == 0;
     if (leader->deadline_ns != 0) {
-        line = paml_cost_line_of(
-            cost, paml_batch_cost_key(schedule->batching, leader), TRUSTED_RUNS);
+        line = paml_cost_line_of(cost, paml_batch_cost_key(schedule->batching, leader),
+                                 TRUSTED_RUNS);
     }
-    if (!padded && line.a == 0 && line.b == 0) {
+    if (!uneven && line.a == 0 && line.b == 0) {
         take_in_order(schedule, group, leader, max_rows, batch);
     } else {
         most = WINDOW_BATCHES * max_rows;
         most = alone ? 1 : most < PAML_PLAN_MOST ? most : PAML_PLAN_MOST;
         window_open(&window, schedule->batching, group, leader, (uint32_t)most);
-        if (padded && window_keep_similar(&window, group, max_rows)) {
+        if (uneven && window_keep_similar(&window, group, max_rows)) {
             batch->release = PAML_RELEASE_SHAPE;
         }
         if (window_is_in_time(&window, &line, now_ns, max_rows)) {

@@ -13,6 +13,8 @@
  * Past max_rows, with PAML_FULL_WAIT, ops are parked, first come first served, and
  * admitted as room is made.
  *
+ * Of a session one op at a time is scheduled, the others are held (session.h).
+ *
  * Owner: a queue. Lock: the queue's guards all of it, and every op in it.
  */
 #ifndef PAML_SCHEDULE_H
@@ -27,11 +29,11 @@
 
 /* Why a run began when it did. */
 enum paml_release {
-    PAML_RELEASE_ALONE,   /* it may not share */
-    PAML_RELEASE_FULL,    /* no room for more rows */
-    PAML_RELEASE_DRAINED, /* an instance was free, and nothing more was waiting */
-    PAML_RELEASE_DELAY,   /* max_delay had passed */
-    PAML_RELEASE_SHAPE,   /* what waits besides would need too much padding */
+    PAML_RELEASE_ALONE,    /* it may not share */
+    PAML_RELEASE_FULL,     /* no room for more rows */
+    PAML_RELEASE_DRAINED,  /* an instance was free, and nothing more was waiting */
+    PAML_RELEASE_DELAY,    /* max_delay had passed */
+    PAML_RELEASE_SHAPE,    /* what waits besides would need too much padding */
     PAML_RELEASE_DEADLINE, /* more rows would have made somebody late */
     PAML_RELEASES,
 };
@@ -53,8 +55,9 @@ struct paml_schedule {
     struct paml_group *spare;
     struct paml_op *oldest, *newest; /* admitted, by arrival */
     struct paml_op *parked_first, *parked_last;
-    int64_t rows; /* admitted */
-    size_t count; /* admitted */
+    struct paml_op *held; /* by their sessions; older, newer */
+    int64_t rows;         /* admitted */
+    size_t count;         /* admitted */
     uint64_t sequence, runs;
 };
 
@@ -73,17 +76,21 @@ void paml_schedule_init(struct paml_schedule *schedule,
 void paml_schedule_destroy(struct paml_schedule *schedule); /* must be empty */
 
 void paml_schedule_add(struct paml_schedule *schedule, struct paml_op *op);
-void paml_schedule_remove(struct paml_schedule *schedule, struct paml_op *op);
+/* One that its session was holding, and is busy with now. */
+void paml_schedule_add_next(struct paml_schedule *schedule, struct paml_op *op);
+/* False: its session is just handing it over (only then). */
+bool paml_schedule_remove(struct paml_schedule *schedule, struct paml_op *op);
 
 /* The op that is dropped first: the last to come of the lowest priority. NULL: none. */
 struct paml_op *paml_schedule_least(const struct paml_schedule *schedule);
 
-/* Everything, parked or not, linked by next; the schedule is empty then. */
+/* Everything, parked and held too, linked by next; the schedule is empty then, but for
+   what a session is just handing over. */
 struct paml_op *paml_schedule_take_all(struct paml_schedule *schedule);
 
 /* Fills the batch, which is empty. `cost`: of the instance that will run it, last used
-   at `last_run_ns`. `now`: no batch waits for more (the queue is closed). -1 when memory
-   ran out before anything was taken. */
+   at `last_run_ns`. `now`: no batch waits for more (the queue is closed). -1 when
+   memory ran out before anything was taken. */
 int paml_schedule_take(struct paml_schedule *schedule,
                        const struct paml_cost_model *cost, int64_t last_run_ns,
                        int64_t now_ns, bool at_once, struct paml_batch *batch);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "clock.h"
+#include "session.h"
 #include "worker.h"
 
 /* Short runs cost little more than noting what they cost: one in so many is. */
@@ -26,6 +27,7 @@ struct serving {
     void *instance;
     struct paml_error *error;
     int64_t now_ns; /* when the last run ended */
+    int64_t run_ns; /* and what it took */
 };
 
 /* --- one run --- */
@@ -59,6 +61,7 @@ timed_run(struct serving *serving, struct paml_run *run, const struct paml_op *f
     paml_histogram_add(&stats->run, ended - begun);
     count_run(worker, rows, requests);
     serving->now_ns = worker->last_run_ns = ended;
+    serving->run_ns = ended - begun;
     if (code != PAML_OK) {
         paml_model_note_failure(model, serving->error);
         return code;
@@ -79,6 +82,8 @@ timed_run(struct serving *serving, struct paml_run *run, const struct paml_op *f
 static void
 answer(struct serving *serving, struct job *job)
 {
+    struct paml_session *session = job->op->session;
+
     for (uint32_t i = 0; i < job->n_parts; i++) {
         paml_outputs_clear(&job->parts[i]);
     }
@@ -86,6 +91,12 @@ answer(struct serving *serving, struct job *job)
     job->parts = NULL;
     job->n_parts = 0;
     job->answered = true;
+    job->op->run_ns = serving->run_ns;
+    if (session != NULL) {
+        /* Before the post: the op's reference goes with it. */
+        paml_session_take_back(job->op);
+        paml_queue_pass_on(session);
+    }
     paml_worker_post(serving->worker, job->op, serving->now_ns);
 }
 
@@ -103,6 +114,13 @@ answer_failed(struct serving *serving, struct job *job, int code, const char *me
 static void
 answer_served(struct serving *serving, struct job *job)
 {
+    struct paml_op *op = job->op;
+
+    if (op->session != NULL &&
+        paml_session_absorb(op->session, &op->outputs, serving->error) != PAML_OK) {
+        answer_failed(serving, job, serving->error->code, serving->error->message);
+        return;
+    }
     if (serving->worker->home != NULL) {
         paml_home_send(serving->worker->home, &job->op->outputs);
     }
@@ -258,10 +276,13 @@ run_slices(struct serving *serving, struct paml_slice *slices, struct job **jobs
     }
     for (uint32_t i = 0; i < n; i++) {
         rows += slices[i].to - slices[i].from;
+        if (slices[i].op->session != NULL) {
+            paml_session_lend(slices[i].op);
+        }
     }
     paml_outputs_init(&whole);
-    code = paml_batch_gather(batcher, serving->batching, slices, n, &run,
-                             serving->error);
+    code =
+        paml_batch_gather(batcher, serving->batching, slices, n, &run, serving->error);
     if (code == PAML_OK) {
         run.deadline_ns = n == 1 ? jobs[0]->op->deadline_ns : 0;
         code = timed_run(serving, &run, slices[0].op, rows, n);
@@ -272,7 +293,8 @@ run_slices(struct serving *serving, struct paml_slice *slices, struct job **jobs
     if (code == PAML_OK) {
         code = paml_batch_scatter(batcher, serving->batching, slices, n, &whole,
                                   serving->error);
-        ran = code == PAML_ERR_MEMORY; /* else it is the model's way: no other run helps */
+        ran = code ==
+              PAML_ERR_MEMORY; /* else it is the model's way: no other run helps */
     }
     if (code == PAML_OK) {
         for (uint32_t i = 0; i < n; i++) {
@@ -282,9 +304,8 @@ run_slices(struct serving *serving, struct paml_slice *slices, struct job **jobs
     }
     paml_outputs_clear(&whole);
     if (code == PAML_ERR_MEMORY && rows > 1) {
-        paml_cost_out_of_memory(&worker->cost,
-                                paml_batch_cost_key(serving->batching, slices[0].op),
-                                rows);
+        paml_cost_out_of_memory(
+            &worker->cost, paml_batch_cost_key(serving->batching, slices[0].op), rows);
         run_halves(serving, slices, jobs, n, rows, true);
     } else if (ran && n > 1) {
         run_halves(serving, slices, jobs, n, rows, false);
@@ -325,6 +346,9 @@ serve_alone(struct serving *serving, struct job *job)
 
     if (answer_late(serving, job)) {
         return;
+    }
+    if (op->session != NULL) {
+        paml_session_lend(op);
     }
     code = timed_run(serving, &run, op, 1, 1);
     if (code == PAML_OK) {
@@ -384,13 +408,12 @@ paml_serve_batch(struct paml_worker *worker, void *instance, struct paml_error *
 {
     struct paml_model *model = worker->model;
     struct paml_batch *batch = &worker->batch;
-    struct serving serving = {.worker = worker,
-                              .batching = model->batching.max_rows > 0
-                                              ? &model->batching
-                                              : NULL,
-                              .instance = instance,
-                              .error = error,
-                              .now_ns = paml_now_ns()};
+    struct serving serving = {
+        .worker = worker,
+        .batching = model->batching.max_rows > 0 ? &model->batching : NULL,
+        .instance = instance,
+        .error = error,
+        .now_ns = paml_now_ns()};
     struct paml_op *op;
 
     while ((op = batch->hopeless) != NULL) {

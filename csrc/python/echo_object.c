@@ -49,8 +49,8 @@ EchoScript_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self = (EchoScriptObj *)type->tp_alloc(type, 0);
     if (self != NULL) {
         self->state = paml_state_of_type(type);
-        self->echo = paml_echo_new((int64_t)(delay * 1e9), (int64_t)(per_row * 1e9),
-                                   busy != 0);
+        self->echo =
+            paml_echo_new((int64_t)(delay * 1e9), (int64_t)(per_row * 1e9), busy != 0);
         if (self->echo == NULL) {
             Py_DECREF(self);
             return PyErr_NoMemory();

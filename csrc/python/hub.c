@@ -94,9 +94,8 @@ hub_next_ready(HubObj *hub)
     return future;
 }
 
-/* The op is back: what becomes of its future is decided here and nowhere else. */
-static void
-hub_settle(HubObj *hub, struct paml_request *request)
+FutureObj *
+paml_hub_settle(HubObj *hub, struct paml_request *request)
 {
     struct paml_op *op = &request->op;
     FutureObj *future = request->future;
@@ -137,9 +136,7 @@ hub_settle(HubObj *hub, struct paml_request *request)
         paml_request_free(request);
     }
     Py_XDECREF(exception);
-    if (future != NULL) {
-        paml_hub_ready(hub, future);
-    }
+    return future;
 }
 
 /* --- lingering ---
@@ -178,13 +175,17 @@ static void
 hub_settle_arrived(HubObj *hub)
 {
     struct paml_op *op = paml_mailbox_take(hub->mailbox), *next;
+    FutureObj *future;
 
     if (op != NULL) {
         hub_note_arrival(hub);
     }
     while (op != NULL) {
         next = op->next;
-        hub_settle(hub, (struct paml_request *)op);
+        future = paml_hub_settle(hub, (struct paml_request *)op);
+        if (future != NULL) {
+            paml_hub_ready(hub, future);
+        }
         op = next;
     }
 }

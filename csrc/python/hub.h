@@ -31,11 +31,11 @@ typedef struct hub {
     /* Queues this hub has pushed to while it runs callbacks, held until it is done. */
     struct paml_model *held[HUB_HELD_MOST];
     int n_held;
-    int running;     /* callbacks, now */
+    int running; /* callbacks, now */
     /* Lingering: see hub.c. */
     int64_t dry_since_ns; /* the mailbox has been empty since then; 0: it isn't */
     int64_t usual_gap_ns; /* moving average of how long it stays empty */
-    int64_t *timers; /* of the loop, outstanding; latest first */
+    int64_t *timers;      /* of the loop, outstanding; latest first */
     size_t n_timers, timers_capacity;
     int debug;
     int one_by_one; /* callbacks go through the loop's call_soon */
@@ -47,6 +47,10 @@ HubObj *paml_hub_of_running_loop(struct module_state *state);
 
 void paml_hub_add(HubObj *hub, struct paml_request *request);
 void paml_hub_remove(HubObj *hub, struct paml_request *request);
+
+/* The op is back: what becomes of its future is decided here and nowhere else. Returns
+   the hub's reference to that; NULL where it had left. */
+FutureObj *paml_hub_settle(HubObj *hub, struct paml_request *request);
 
 /* Before a push: while callbacks run, what they submit goes out as one burst. */
 void paml_hub_hold(HubObj *hub, struct paml_model *model, int64_t now_ns);

@@ -23,6 +23,12 @@ infer_given_up(struct paml_request *request, int code)
                               memory_order_relaxed);
 }
 
+static void
+infer_arrived(struct paml_request *request)
+{
+    paml_inline_note(paml_model_of(request), request);
+}
+
 static PyObject *
 infer_convert(struct module_state *state, struct paml_request *request)
 {
@@ -30,7 +36,11 @@ infer_convert(struct module_state *state, struct paml_request *request)
 }
 
 static const struct request_kind infer_kind = {
-    .remove = infer_remove, .given_up = infer_given_up, .convert = infer_convert};
+    .remove = infer_remove,
+    .given_up = infer_given_up,
+    .arrived = infer_arrived,
+    .convert = infer_convert,
+};
 
 /* --- arguments --- */
 
@@ -233,6 +243,9 @@ submit(ModelObj *self, struct paml_request *request)
                             "timeout=0 leaves no time to run");
         return (PyObject *)future;
     }
+    if (paml_inline_may(self, request) && paml_inline_run(self, request)) {
+        return (PyObject *)future;
+    }
     paml_hub_hold(request->hub, model, request->op.submitted_ns);
     code = paml_model_submit(model, &request->op);
     if (code == PAML_OK) {
@@ -270,6 +283,13 @@ const char Model_infer_doc[] = PyDoc_STR(
 PyObject *
 Model_infer(ModelObj *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
+    return paml_infer(self, NULL, args, nargs, kwnames);
+}
+
+PyObject *
+paml_infer(ModelObj *self, struct paml_session *session, PyObject *const *args,
+           Py_ssize_t nargs, PyObject *kwnames)
+{
     struct tensor_census census = {0, 0};
     Py_ssize_t n_keywords = kwnames != NULL ? PyTuple_GET_SIZE(kwnames) : 0, n_named;
     PyObject *few_names[8], *few_named[8], **names = few_names, **named = few_named;
@@ -301,8 +321,12 @@ Model_infer(ModelObj *self, PyObject *const *args, Py_ssize_t nargs, PyObject *k
                                   dict_of(names, named, n_named));
         Py_DECREF(function);
     } else if (self->signature != NULL || paml_model_learn_signature(self) == 0) {
-        status = paml_signature_bind(self->state, self->signature, request, args, nargs,
-                                     named, names, n_named, &census);
+        if (session != NULL) {
+            atomic_fetch_add_explicit(&session->refs, 1, memory_order_relaxed);
+            request->op.session = session;
+        }
+        status = paml_signature_bind(self->state, self->signature, request, session,
+                                     args, nargs, named, names, n_named, &census);
         request->flavour =
             census.torch > 0 && census.other == 0 ? FLAVOUR_TORCH : FLAVOUR_NUMPY;
         if (status == 0) {
@@ -320,6 +344,10 @@ done:
     if (status < 0) {
         paml_request_free(request);
         return NULL;
+    }
+    if (session != NULL) {
+        request->op.fresh = session->restart;
+        session->restart = false;
     }
     return submit(self, request);
 }
@@ -386,8 +414,8 @@ Model_run_direct(ModelObj *self, PyObject *const *args, Py_ssize_t nargs)
         return NULL;
     }
     paml_request_borrow(&request, self->state);
-    if (paml_signature_bind(self->state, self->signature, &request, args, nargs, NULL,
-                            NULL, 0, &census) == 0) {
+    if (paml_signature_bind(self->state, self->signature, &request, NULL, args, nargs,
+                            NULL, NULL, 0, &census) == 0) {
         struct paml_run run = {.inputs = request.op.inputs,
                                .n_inputs = request.op.n_inputs,
                                .n_arguments = request.op.n_arguments,

@@ -82,7 +82,7 @@ paml_model_learn_signature(ModelObj *self)
         PyErr_SetString(self->state->ModelClosed, "the model is closed");
         return -1;
     }
-    signature = paml_signature_new(entry);
+    signature = paml_signature_new(entry, self->model->batching.mask_argument);
     paml_model_unpin(self->model);
     if (self->signature == NULL) {
         self->signature = signature;
@@ -127,7 +127,8 @@ parse_devices(ModelObj *self, PyObject *devices)
 PyDoc_STRVAR(
     Model_doc,
     "Model(backend, options, *, name, path, entry, devices, instances, threads,\n"
-    "      warmup_runs, spin_ns, max_rows, max_bytes, when_full, batching)\n--\n\n"
+    "      warmup_runs, spin_ns, max_rows, max_bytes, when_full, batching,\n"
+    "      inline_ns)\n--\n\n"
     "The C half of pyasyncml.Model; made by pyasyncml.load().");
 
 static int
@@ -136,20 +137,20 @@ Model_init(ModelObj *self, PyObject *args, PyObject *kwargs)
     static char *names[] = {"backend",     "options",  "name",      "path",
                             "entry",       "devices",  "instances", "threads",
                             "warmup_runs", "spin_ns",  "max_rows",  "max_bytes",
-                            "when_full",   "batching", NULL};
+                            "when_full",   "batching", "inline_ns", NULL};
     struct module_state *state = paml_state_of_type(Py_TYPE(self));
     struct paml_model_options options = {0};
     const struct paml_backend *backend;
     PyObject *capsule, *python_options, *name, *devices, *batching;
-    long long spin_ns, max_rows, max_bytes;
+    long long spin_ns, max_rows, max_bytes, inline_ns;
     struct paml_model *model;
     int when_full;
 
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "OO$UzzO!iiiLLLiO", names, &capsule, &python_options, &name,
+            args, kwargs, "OO$UzzO!iiiLLLiOL", names, &capsule, &python_options, &name,
             &options.load.path, &options.load.entry, &PyTuple_Type, &devices,
             &options.instances, &options.threads, &options.warmup_runs, &spin_ns,
-            &max_rows, &max_bytes, &when_full, &batching)) {
+            &max_rows, &max_bytes, &when_full, &batching, &inline_ns)) {
         return -1;
     }
     if (state == NULL || paml_usable(state) < 0) {
@@ -207,6 +208,7 @@ Model_init(ModelObj *self, PyObject *args, PyObject *kwargs)
         return -1;
     }
     self->model = model;
+    self->inline_below_ns = inline_ns;
     self->state = state;
     self->module = Py_NewRef(state->module);
     self->name = Py_NewRef(name);

@@ -16,6 +16,14 @@
 #include "served.h"
 #include "signature.h"
 
+/* inline.c: what runs of one kind take, about. */
+#define INLINE_COSTS 16
+
+struct inline_cost {
+    uint64_t key;
+    int64_t ns;
+};
+
 typedef struct model_object {
     PyObject_HEAD struct module_state *state;
     PyObject *module; /* owned: at exit types may let go of it before their objects */
@@ -29,6 +37,8 @@ typedef struct model_object {
     DLDevice *devices;
     int n_devices;
     int closing;
+    int64_t inline_below_ns; /* 0: nothing is run inline */
+    struct inline_cost inline_costs[INLINE_COSTS];
     struct model_object *previous, *next; /* state->models */
     PyObject *dict, *weakrefs;
 } ModelObj;
@@ -60,6 +70,15 @@ int paml_parse_batching(PyObject *object, struct paml_batching_options *options)
 int paml_append_call(struct paml_request *request, PyObject *function, PyObject *args,
                      PyObject *kwargs);
 PyObject *paml_tuple_of(PyObject *const *items, Py_ssize_t count);
+/* inline.c. Whether the request may be run where it was made; runs it and settles it
+   (0: it can't be after all); notes what it took. */
+int paml_inline_may(ModelObj *self, struct paml_request *request);
+int paml_inline_run(ModelObj *self, struct paml_request *request);
+void paml_inline_note(ModelObj *self, const struct paml_request *request);
+
+/* infer() of a model, or of a session with it (NULL: none). */
+PyObject *paml_infer(ModelObj *self, struct paml_session *session,
+                     PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames);
 PyObject *Model_infer(ModelObj *self, PyObject *const *args, Py_ssize_t nargs,
                       PyObject *kwnames);
 PyObject *Model_call(ModelObj *self, PyObject *const *args, Py_ssize_t nargs,

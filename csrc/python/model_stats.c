@@ -24,7 +24,7 @@ oldest_wait(struct paml_queue *queue)
 /* What adds up: over the workers of a model, and over the models that a Model served
    one after the other. */
 struct paml_totals {
-    unsigned long long submitted, rejected, cancelled;
+    unsigned long long submitted, rejected, cancelled, inlined;
     unsigned long long completed, failed, expired, runs, rows, requests;
     unsigned long long cells, real_cells, releases[PAML_RELEASES];
     long long waiting_rows, waiting_bytes;
@@ -65,7 +65,12 @@ add_worker(struct paml_totals *totals, const struct paml_worker_stats *stats)
 static void
 add_model(struct paml_totals *totals, struct paml_model *model)
 {
+    unsigned long long inline_failed = get(&model->inline_failed);
+
     totals->submitted += get(&model->submitted);
+    totals->inlined += get(&model->inlined) + inline_failed;
+    totals->completed += get(&model->inlined);
+    totals->failed += inline_failed;
     totals->rejected += get(&model->rejected);
     totals->cancelled += get(&model->cancelled);
     totals->expired += get(&model->expired);
@@ -170,8 +175,8 @@ busy_of(const struct paml_totals *totals, int n_workers)
 
 /* (submitted, completed, failed, cancelled, expired, rejected, waiting rows, waiting
     bytes, running, waited, wait p50, wait p99, run p50, run p99, busy seconds per
-    instance, runs, rows, requests of runs, releases, cells of padded inputs, those that
-    were padding, their share, CPU tokens held and in all) */
+    instance, runs, rows, requests of runs, releases, inlined, cells of padded inputs,
+   those that were padding, their share, CPU tokens held and in all) */
 PyObject *
 Model_stats(ModelObj *self, PyObject *Py_UNUSED(ignored))
 {
@@ -191,13 +196,13 @@ Model_stats(ModelObj *self, PyObject *Py_UNUSED(ignored))
     releases = releases_of(totals);
     if (busy != NULL && releases != NULL) {
         result = Py_BuildValue(
-            "(KKKKKKLLidddddOKKKOKKdii)", totals->submitted, totals->completed,
+            "(KKKKKKLLidddddOKKKOKKKdii)", totals->submitted, totals->completed,
             totals->failed, totals->cancelled, totals->expired, totals->rejected,
             totals->waiting_rows, totals->waiting_bytes, totals->running,
             seconds(get(&totals->wait.sum_ns)), seconds_at(&totals->wait, 0.5),
             seconds_at(&totals->wait, 0.99), seconds_at(&totals->run, 0.5),
             seconds_at(&totals->run, 0.99), busy, totals->runs, totals->rows,
-            totals->requests, releases, totals->cells, padding,
+            totals->requests, releases, totals->inlined, totals->cells, padding,
             totals->cells > 0 ? (double)padding / (double)totals->cells : 0.0,
             paml_budget_held(), paml_budget_total());
     }

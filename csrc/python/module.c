@@ -41,6 +41,7 @@ module_exec(PyObject *module)
     if (paml_future_exec(module, state) < 0 || paml_request_exec(module, state) < 0 ||
         paml_hub_exec(module, state) < 0 || paml_values_exec(module, state) < 0 ||
         paml_echo_exec(module, state) < 0 || paml_model_exec(module, state) < 0 ||
+        paml_session_exec(module, state) < 0 ||
         paml_python_backend_exec(module, state) < 0) {
         return -1;
     }
@@ -73,6 +74,7 @@ static void
 module_free(void *module)
 {
     (void)module_clear(module);
+    paml_request_free_spare(PyModule_GetState(module));
 }
 
 PyDoc_STRVAR(preload_doc,

@@ -23,6 +23,7 @@ paml_request_borrow(struct paml_request *request, struct module_state *state)
     request->expired = 0;
     request->heap_index = NOT_IN_HEAP;
     request->flavour = FLAVOUR_NUMPY;
+    request->inline_key = 0;
     request->capacity = REQUEST_INLINE_VALUES;
 }
 
@@ -30,9 +31,12 @@ struct paml_request *
 paml_request_new(struct module_state *state, HubObj *hub,
                  const struct request_kind *kind, PyObject *owner)
 {
-    struct paml_request *request = PyMem_RawMalloc(sizeof(*request));
+    struct paml_request *request = state->spare_requests;
 
-    if (request == NULL) {
+    if (request != NULL) {
+        state->spare_requests = (struct paml_request *)request->op.next;
+        state->n_spare_requests--;
+    } else if ((request = PyMem_RawMalloc(sizeof(*request))) == NULL) {
         PyErr_NoMemory();
         return NULL;
     }
@@ -89,6 +93,39 @@ paml_request_release_inputs(struct paml_request *request)
     }
 }
 
+/* A request is larger than what the allocator keeps at hand for each thread. */
+#ifdef __SANITIZE_ADDRESS__
+#define SPARE_MOST 0 /* that each is allocated tells who uses one too late */
+#else
+#define SPARE_MOST 1024
+#endif
+
+static void
+request_recycle(struct paml_request *request)
+{
+    struct module_state *state = request->state;
+
+    if (state->n_spare_requests < SPARE_MOST) {
+        request->op.next = (struct paml_op *)state->spare_requests;
+        state->spare_requests = request;
+        state->n_spare_requests++;
+    } else {
+        PyMem_RawFree(request);
+    }
+}
+
+void
+paml_request_free_spare(struct module_state *state)
+{
+    struct paml_request *request;
+
+    while ((request = state->spare_requests) != NULL) {
+        state->spare_requests = (struct paml_request *)request->op.next;
+        state->n_spare_requests--;
+        PyMem_RawFree(request);
+    }
+}
+
 void
 paml_request_free(struct paml_request *request)
 {
@@ -100,7 +137,7 @@ paml_request_free(struct paml_request *request)
     paml_request_release_inputs(request);
     paml_op_clear(&request->op);
     paml_served_leave(request->served);
-    PyMem_RawFree(request);
+    request_recycle(request);
     Py_XDECREF(future);
     Py_XDECREF(owner);
 }

@@ -56,7 +56,9 @@ struct paml_request {
     int expired;          /* timeout=0: too late from the start */
     size_t heap_index;    /* in the hub's heap of deadlines, or NOT_IN_HEAP */
     enum flavour flavour; /* of the tensors that come back */
-    uint32_t capacity;    /* of op.inputs */
+    uint64_t
+        inline_key;    /* what kind of run it is, where it might be run inline; or 0 */
+    uint32_t capacity; /* of op.inputs */
     struct paml_value first[REQUEST_INLINE_VALUES];
 };
 

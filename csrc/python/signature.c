@@ -3,7 +3,7 @@
 #include <string.h>
 
 static PyObject *
-describe_spec(const struct paml_spec *spec)
+describe_spec(const struct paml_spec *spec, bool made)
 {
     PyObject *shape, *kinds;
     char dtype[64];
@@ -30,16 +30,16 @@ describe_spec(const struct paml_spec *spec)
                          spec->dtype.bits != 0
                              ? paml_dtype_name(spec->dtype, dtype, sizeof(dtype))
                              : NULL,
-                         shape, (int)spec->optional);
+                         shape, made || spec->optional);
 }
 
 static PyObject *
-describe_specs(const struct paml_spec *specs, uint32_t count)
+describe_specs(const struct paml_spec *specs, uint32_t count, int32_t made)
 {
     PyObject *list = PyTuple_New(count);
 
     for (uint32_t i = 0; list != NULL && i < count; i++) {
-        PyObject *spec = describe_spec(&specs[i]);
+        PyObject *spec = describe_spec(&specs[i], (int32_t)i == made);
         if (spec == NULL) {
             Py_CLEAR(list);
             break;
@@ -76,7 +76,7 @@ copy_spec(struct input_spec *to, const struct paml_spec *from)
 }
 
 struct signature *
-paml_signature_new(const struct paml_entry *entry)
+paml_signature_new(const struct paml_entry *entry, int32_t made)
 {
     struct signature *signature = PyMem_Calloc(1, sizeof(*signature));
     PyObject *inputs, *outputs;
@@ -97,11 +97,15 @@ paml_signature_new(const struct paml_entry *entry)
             goto fail;
         }
     }
-    inputs = describe_specs(entry->inputs, entry->n_inputs);
-    outputs = describe_specs(entry->outputs, entry->n_outputs);
+    if (made >= 0 && (uint32_t)made < signature->n_inputs) {
+        signature->inputs[made].optional = 1;
+    }
+    inputs = describe_specs(entry->inputs, entry->n_inputs, made);
+    outputs = describe_specs(entry->outputs, entry->n_outputs, -1);
     if (inputs != NULL && outputs != NULL) {
         signature->described =
-            Py_BuildValue("(sOOi)", entry->name, inputs, outputs, (int)entry->variadic);
+            Py_BuildValue("(sOOii)", entry->name, inputs, outputs, (int)entry->variadic,
+                          (int)entry->stateful);
     }
     Py_XDECREF(inputs);
     Py_XDECREF(outputs);
@@ -179,9 +183,8 @@ check_tensor(struct module_state *state, const struct input_spec *spec,
     return 0;
 }
 
-/* The position of a named input; -1 where there is none such. */
-static Py_ssize_t
-find_input(const struct signature *signature, PyObject *name)
+Py_ssize_t
+paml_signature_find(const struct signature *signature, PyObject *name)
 {
     for (uint32_t i = 0; i < signature->n_inputs; i++) {
         if (signature->inputs[i].name == name) {
@@ -246,23 +249,52 @@ bind_variadic(struct module_state *state, const struct signature *signature,
     return 0;
 }
 
+/* Which of the session's states the input is; -1: none. */
+static int
+state_at(const struct paml_session *session, Py_ssize_t argument)
+{
+    for (uint32_t k = 0; session != NULL && k < session->n_states; k++) {
+        if ((Py_ssize_t)session->arguments[k] == argument) {
+            return (int)k;
+        }
+    }
+    return -1;
+}
+
+/* The session's beginning, borrowed: it tells the shape. */
+static int
+append_state(struct paml_request *request, const struct paml_session *session, int k)
+{
+    struct paml_value *value = paml_request_input(request);
+
+    if (value == NULL) {
+        return -1;
+    }
+    *value = session->initial[k];
+    value->owner = NULL;
+    value->release = NULL;
+    request->op.slots[k] = request->op.n_inputs - 1;
+    return 0;
+}
+
 int
 paml_signature_bind(struct module_state *state, const struct signature *signature,
-                    struct paml_request *request, PyObject *const *positional,
-                    Py_ssize_t n_positional, PyObject *const *named,
-                    PyObject *const *names, Py_ssize_t n_named,
+                    struct paml_request *request, const struct paml_session *session,
+                    PyObject *const *positional, Py_ssize_t n_positional,
+                    PyObject *const *named, PyObject *const *names, Py_ssize_t n_named,
                     struct tensor_census *census)
 {
     PyObject *few[8] = {NULL}, **bound = few;
     struct paml_value *value;
-    Py_ssize_t last = n_positional, at;
+    Py_ssize_t last = 0, at = 0;
+    uint32_t n_states = session != NULL ? session->n_states : 0;
     int status = -1;
 
     if (signature->variadic) {
         return bind_variadic(state, signature, request, positional, n_positional, names,
                              n_named, census);
     }
-    if (n_positional > (Py_ssize_t)signature->n_inputs) {
+    if (n_positional > (Py_ssize_t)(signature->n_inputs - n_states)) {
         PyObject *count = PyLong_FromSsize_t(n_positional);
         refuse_call(state, signature, "%S inputs were given", count);
         Py_XDECREF(count);
@@ -273,11 +305,23 @@ paml_signature_bind(struct module_state *state, const struct signature *signatur
         PyErr_NoMemory();
         return -1;
     }
-    for (Py_ssize_t i = 0; i < n_positional; i++) {
-        bound[i] = positional[i];
+    for (Py_ssize_t i = 0; i < n_positional; i++, at++) {
+        while (state_at(session, at) >= 0) {
+            at++;
+        }
+        bound[at] = positional[i];
+        last = at + 1;
+    }
+    for (uint32_t k = 0; k < n_states; k++) {
+        at = session->arguments[k];
+        last = at + 1 > last ? at + 1 : last;
     }
     for (Py_ssize_t i = 0; i < n_named; i++) {
-        at = find_input(signature, names[i]);
+        at = paml_signature_find(signature, names[i]);
+        if (at >= 0 && state_at(session, at) >= 0) {
+            refuse_call(state, signature, "input %R is the session's state", names[i]);
+            goto done;
+        }
         if (at < 0) {
             refuse_call(state, signature, "there is no input named %R", names[i]);
             goto done;
@@ -294,6 +338,13 @@ paml_signature_bind(struct module_state *state, const struct signature *signatur
         struct input_name name = {spec->name != NULL ? spec->utf8 : NULL, i};
         uint32_t first = request->op.n_inputs;
 
+        if (state_at(session, i) >= 0) {
+            if (append_state(request, session, state_at(session, i)) < 0) {
+                goto done;
+            }
+            request->op.n_arguments++;
+            continue;
+        }
         if (bound[i] == NULL && !spec->optional) {
             refuse_call(state, signature, "input %R is missing",
                         spec->name != NULL ? spec->name : Py_None);

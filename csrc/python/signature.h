@@ -7,6 +7,7 @@
 #define PAML_SIGNATURE_H
 
 #include "backend.h"
+#include "session.h"
 #include "values.h"
 
 struct input_spec {
@@ -26,14 +27,20 @@ struct signature {
     PyObject *described; /* what Python shows: (entry, inputs, outputs) as tuples */
 };
 
-/* NULL with an error set. */
-struct signature *paml_signature_new(const struct paml_entry *entry);
+/* `made`: the input that the engine makes where a call leaves it out (the mask); -1:
+   none. NULL with an error set. */
+struct signature *paml_signature_new(const struct paml_entry *entry, int32_t made);
 void paml_signature_free(struct signature *signature);
 
-/* Appends a call's inputs to the request, checked. `keywords` (dict or NULL) holds the
-   named ones. -1 with TypeError or InputError set. */
+/* The position of a named input; -1 where there is none such. */
+Py_ssize_t paml_signature_find(const struct signature *signature, PyObject *name);
+
+/* Appends a call's inputs to the request, checked; those that are the session's state
+   (NULL: no session) are left out of the call and come from there. -1 with TypeError or
+   InputError set. */
 int paml_signature_bind(struct module_state *state, const struct signature *signature,
-                        struct paml_request *request, PyObject *const *positional,
+                        struct paml_request *request,
+                        const struct paml_session *session, PyObject *const *positional,
                         Py_ssize_t n_positional, PyObject *const *named,
                         PyObject *const *names, Py_ssize_t n_named,
                         struct tensor_census *census);

@@ -16,6 +16,7 @@
 struct hub;
 struct orphan;
 struct model_object;
+struct paml_request;
 
 /* Every owned reference in the state, listed once: traversed and cleared from here. */
 #define STATE_OBJECTS(X)                                                               \
@@ -92,6 +93,8 @@ struct module_state {
     struct model_object *models; /* borrowed; every open model */
     const void *exchange_api;    /* of exchange_type */
     int exchange_is_torch;
+    struct paml_request *spare_requests; /* request.c: free, linked by op.next */
+    int n_spare_requests;
     int shut_down; /* the interpreter is exiting: nothing new is accepted */
 };
 
@@ -105,8 +108,10 @@ struct module_state *paml_state_of_type(PyTypeObject *type);
 int paml_future_exec(PyObject *module, struct module_state *state);
 int paml_hub_exec(PyObject *module, struct module_state *state);
 int paml_request_exec(PyObject *module, struct module_state *state);
+void paml_request_free_spare(struct module_state *state);
 int paml_values_exec(PyObject *module, struct module_state *state);
 int paml_model_exec(PyObject *module, struct module_state *state);
+int paml_session_exec(PyObject *module, struct module_state *state);
 int paml_echo_exec(PyObject *module, struct module_state *state);
 int paml_python_backend_exec(PyObject *module, struct module_state *state);
 

@@ -1,7 +1,5 @@
 #include "instance.h"
 
-#include <algorithm>
-
 #include <c10/core/InferenceMode.h>
 
 #include "errors.h"
@@ -10,10 +8,12 @@
 namespace pyasyncml {
 
 Instance::Instance(Program &program, DLDevice device, int threads)
-    : program_(program), device_(require_device(device)),
-      threads_(std::max(threads, 1)), module_(program.module_for(device_))
+    : program_(program), device_(require_device(device)), threads_(threads),
+      module_(program.module_for(device_))
 {
-    use_threads(threads_);
+    if (threads_ > 0) {
+        use_threads(threads_);
+    }
     if (!device_.is_cpu()) {
         queue_ = std::make_unique<Queue>(device_);
     }
@@ -66,7 +66,9 @@ Instance::run(struct paml_run *run)
                       "its state; load it again");
     }
     check_count(*run);
-    use_threads(threads_);
+    if (threads_ > 0) {
+        use_threads(threads_);
+    }
     /* What torch.inference_mode() is to eager code: the same kernels, no autograd. */
     const c10::InferenceMode inference;
     c10::OptionalStreamGuard stream;

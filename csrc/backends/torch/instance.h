@@ -28,7 +28,7 @@ class Instance {
 
     Program &program_;
     const c10::Device device_;
-    const int threads_;
+    const int threads_; /* 0: as the thread has it */
     const ObjectPtr module_;
     std::unique_ptr<Queue> queue_; /* on accelerators */
     std::vector<c10::IValue> stack_;

@@ -3,6 +3,7 @@
 #include <new>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include <ATen/DLConvertor.h>
@@ -28,11 +29,31 @@ release_string(void *owner)
     c10::raw::intrusive_ptr::decref(static_cast<c10::ivalue::ConstantString *>(owner));
 }
 
-/* How often the result refers to each tensor, and how many of its tensors lie in each
-   storage. */
+/* How often the result refers to each tensor, how many of its tensors lie in each
+   storage, and which storages are therefore the result's alone. */
 struct Census {
-    std::unordered_map<const c10::TensorImpl *, size_t> tensors;
+    std::unordered_map<c10::TensorImpl *, size_t> tensors;
     std::unordered_map<const c10::StorageImpl *, size_t> storages;
+    std::unordered_set<const c10::StorageImpl *> lent;
+
+    /* After the counting, before anything is handed out. An input that comes back is
+       one of the result's tensors, too: it is known by who else refers to it. */
+    void close()
+    {
+        for (const auto &[tensor, references] : tensors) {
+            if (tensor->has_storage() &&
+                (c10::raw::intrusive_ptr::use_count(tensor) != references ||
+                 tensor->storage().use_count() !=
+                     storages.at(tensor->storage().unsafeGetStorageImpl()))) {
+                lent.insert(tensor->storage().unsafeGetStorageImpl());
+            }
+        }
+    }
+
+    bool owns(const at::Tensor &tensor) const
+    {
+        return lent.count(tensor.storage().unsafeGetStorageImpl()) == 0;
+    }
 
     void count(const c10::IValue &value)
     {
@@ -76,6 +97,7 @@ class OutputWriter {
     void write_structure(const c10::IValue &value)
     {
         census_.count(value);
+        census_.close();
         /* `value` is one reference; another one means that something kept the
            container, and with it all that is in it. */
         put(value, value.use_count() <= 1);
@@ -144,16 +166,9 @@ class OutputWriter {
         return item.isTensor() || !item.isPtrType() || item.use_count() == 1;
     }
 
-    /* Only the result refers to the tensor, and only its tensors to the storage. */
     bool owned(const at::Tensor &tensor) const
     {
-        if (!tensor.defined() || !tensor.has_storage()) {
-            return false;
-        }
-        const c10::Storage &storage = tensor.storage();
-        return tensor.use_count() == census_.tensors.at(tensor.unsafeGetTensorImpl()) &&
-               storage.use_count() ==
-                   census_.storages.at(storage.unsafeGetStorageImpl());
+        return tensor.defined() && tensor.has_storage() && census_.owns(tensor);
     }
 
     void put_string(c10::intrusive_ptr<c10::ivalue::ConstantString> string)

@@ -80,6 +80,24 @@ read_archive(const std::string &path)
     }
 }
 
+/* "encoder.forward" is the method `forward` of the submodule `encoder`: takes what is
+   before the last dot off the name. */
+torch::jit::Module
+find_module(torch::jit::Module module, const char *path, std::string &name)
+{
+    for (size_t dot; (dot = name.find('.')) != std::string::npos;) {
+        const std::string attribute = name.substr(0, dot);
+        if (!module.hasattr(attribute) || !module.attr(attribute).isModule()) {
+            throw Failure(PAML_ERR_LOAD, std::string(path) + ": no entry '" + name +
+                                             "': there is no module '" + attribute +
+                                             "'");
+        }
+        module = module.attr(attribute).toModule();
+        name.erase(0, dot + 1);
+    }
+    return module;
+}
+
 torch::jit::Method
 find_entry(const torch::jit::Module &module, const char *path, const std::string &name)
 {
@@ -134,9 +152,9 @@ copy_module(const ObjectPtr &module, c10::Device device, bool share)
 
 Program::Program(const char *path, const char *entry)
 {
-    torch::jit::Module module = read_archive(path);
-    torch::jit::Method method =
-        find_entry(module, path, entry != nullptr ? entry : "forward");
+    std::string name = entry != nullptr ? entry : "forward";
+    const torch::jit::Module module = find_module(read_archive(path), path, name);
+    const torch::jit::Method method = find_entry(module, path, name);
 
     module_ = module._ivalue();
     function_ = &method.function();
@@ -177,6 +195,7 @@ Program::describe()
     entry_.name = name_.c_str();
     entry_.n_inputs = (uint32_t)inputs_.size();
     entry_.inputs = inputs_.data();
+    entry_.stateful = writes_.attributes || writes_.module_memory;
     entry_.n_outputs = 1;
     entry_.outputs = &output_;
 }
