@@ -130,6 +130,7 @@ def load(
         entry=entry,
         batching=batching,
         queue=queue,
+        inline_below=inline_below,
         warmup=warmup,
         backend=backend,
     )

@@ -386,7 +386,7 @@ def _differences(
 def _check_same(old: Signature, new: Signature) -> None:
     """Raises `LoadError`, unless requests for the one are requests for the other."""
     found = []
-    for field in ("entry", "variadic"):
+    for field in ("entry", "variadic", "stateful"):
         before, after = getattr(old, field), getattr(new, field)
         if before != after:
             found.append(f"{field} {after!r} instead of {before!r}")

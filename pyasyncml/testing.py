@@ -144,6 +144,7 @@ async def echo(
         delay_per_row=delay_per_row,
         busy=busy,
         batching=batching,
+        inline_below=inline_below,
         queue=queue,
         name=name,
     )

@@ -7,6 +7,7 @@ import gc
 import random
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -150,6 +151,27 @@ def test_program_may_reload_itself_from_a_callback(run):
                 assert await model.infer(n) == n
                 await model.reload()
                 assert model.runs == 0
+
+    run(main)
+
+
+def test_old_program_is_freed_once_it_has_ended(run):
+    async def main():
+        class Program:
+            def __call__(self, x):
+                return x
+
+        async with ml.load(Program()) as model:
+            programs = [weakref.ref(model)]
+            for _ in range(3):
+                program = Program()
+                programs.append(weakref.ref(program))
+                await model.reload(program)
+                del program
+                assert await model.infer(1) == 1
+            await model.reload(Program())
+            gc.collect()
+            assert [program() is None for program in programs] == [False] + [True] * 3
 
     run(main)
 

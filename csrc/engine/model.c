@@ -157,7 +157,7 @@ paml_model_succeed(struct paml_model *model, struct paml_model *predecessor)
     pthread_mutex_unlock(&model->lock);
 }
 
-/* Thread: any. Locks: takes the model's, then its predecessor's. */
+/* Thread: any. Locks: takes the model's. */
 struct paml_model *
 paml_model_forget(struct paml_model *model)
 {

@@ -227,7 +227,7 @@ submit(ModelObj *self, struct paml_request *request)
     struct paml_model *model;
     struct paml_error error;
     char message[256];
-    int code;
+    int code, failed;
 
     if (future == NULL) {
         return NULL;
@@ -262,14 +262,16 @@ submit(ModelObj *self, struct paml_request *request)
         paml_request_refuse(request, code, message);
         return (PyObject *)future;
     }
-    paml_request_refuse(request, code, "closed");
-    future->log_tb = 0; /* raised here instead */
+    failed = paml_model_status(model, &error) == PAML_STATUS_FAILED;
+    paml_request_refuse(request, code,
+                        "closed"); /* and with it, its use of the model */
+    future->log_tb = 0;            /* raised here instead */
     Py_DECREF(future);
-    if (paml_model_status(model, &error) == PAML_STATUS_FAILED) {
-        PyErr_Format(self->state->ModelClosed, "model '%s' failed to load: %s",
-                     model->name, error.message);
+    if (failed) {
+        PyErr_Format(self->state->ModelClosed, "model '%U' failed to load: %s",
+                     self->name, error.message);
     } else {
-        PyErr_Format(self->state->ModelClosed, "model '%s' is closed", model->name);
+        PyErr_Format(self->state->ModelClosed, "model '%U' is closed", self->name);
     }
     return NULL;
 }

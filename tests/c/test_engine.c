@@ -466,6 +466,60 @@ every_op_of_many_threads_ends_exactly_once(void)
     paml_mailbox_unref(mailbox);
 }
 
+static void
+close_of_a_model_that_replaced_others_awaits_them_all(void)
+{
+    struct paml_mailbox *mailbox = paml_mailbox_new();
+    struct paml_op *rest = NULL, *running[3], *closed[2];
+    struct paml_echo *echos[3];
+    struct paml_model *models[3];
+
+    for (int i = 0; i < 3; i++) {
+        struct paml_op *begun = op_new(mailbox);
+        echos[i] = paml_echo_new(0, 0, false);
+        models[i] = echo_model(echos[i], 2, &plenty, mailbox, &rest);
+        paml_echo_hold(echos[i]);
+        running[i] = op_new(mailbox);
+        CHECK(paml_model_submit(models[i], running[i]) == PAML_OK);
+        paml_echo_watch(echos[i], 1, begun);
+        CHECK(await(mailbox, &rest) == begun);
+        op_free(begun);
+        if (i > 0) {
+            paml_model_succeed(models[i], models[i - 1]);
+            paml_model_close(models[i - 1], true, NULL);
+            paml_model_unref(models[i - 1]);
+        }
+    }
+    closed[0] = op_new(mailbox);
+    closed[1] = op_new(mailbox);
+    paml_model_close(models[2], true, closed[0]);
+    paml_model_close(models[2], true, closed[1]);
+    CHECK(paml_model_forget(models[2]) == NULL);
+    for (int i = 2; i >= 0; i--) { /* the latest ends first */
+        paml_echo_release(echos[i], -1);
+        CHECK(await(mailbox, &rest) == running[i] && running[i]->code == PAML_OK);
+        op_free(running[i]);
+    }
+    for (int i = 0; i < 2; i++) {
+        struct paml_op *op = await(mailbox, &rest);
+        CHECK((op == closed[0] || op == closed[1]) && op->code == PAML_OK);
+        op_free(op);
+    }
+    CHECK(paml_threads_join(paml_now_ns() + 30 * PAML_SECOND));
+    for (int i = 0; i < 2; i++) {
+        struct paml_model *gone = paml_model_forget(models[2]);
+        CHECK(gone != NULL);
+        CHECK(paml_model_status(gone, NULL) == PAML_STATUS_CLOSED);
+        paml_model_unref(gone);
+    }
+    CHECK(models[2]->predecessor == NULL);
+    paml_model_unref(models[2]);
+    for (int i = 0; i < 3; i++) {
+        paml_echo_unref(echos[i]);
+    }
+    paml_mailbox_unref(mailbox);
+}
+
 int
 main(void)
 {
@@ -482,6 +536,7 @@ main(void)
         TEST(inputs_come_back_with_any_strides),
         TEST(expired_work_is_not_run),
         TEST(closing_without_draining_answers_what_waits),
+        TEST(close_of_a_model_that_replaced_others_awaits_them_all),
         TEST(every_op_of_many_threads_ends_exactly_once),
 #undef TEST
     };

@@ -57,6 +57,22 @@ async def loading():
     live.cancel()
 
 
+async def reloading():
+    """Two versions are drained, a third one loads."""
+    model = await echo(instances=2, delay=0.05, busy=True)
+    reloads = []
+    for _ in range(2):
+        for n in range(4):
+            model.infer(n)
+        await model.begun(2)
+        reloads.append(asyncio.ensure_future(model.reload()))
+        while model.runs:
+            await asyncio.sleep(0)
+    model.infer(5)
+    reloads.append(asyncio.ensure_future(model.reload()))
+    await asyncio.sleep(0)
+
+
 async def exits():
     """sys.exit() within the loop."""
     await busy()
