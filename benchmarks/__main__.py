@@ -1,4 +1,4 @@
-"""`python -m benchmarks [all|echo|torch|plot]`: measure, or plot what was measured."""
+"""`python -m benchmarks [SUITE|all|plot]`: measure, or plot what was measured."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from pathlib import Path
 from . import plots, report, suites
 from .results import OtherLoad, Results, machine
 
+SUITES = {
+    "echo": suites.echo_suite,
+    "torch": suites.torch_suite,
+    "batching": suites.batching_suite,
+}
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "what", nargs="?", default="all", choices=("all", "echo", "torch", "plot")
+        "what", nargs="?", default="all", choices=("all", *SUITES, "plot")
     )
     parser.add_argument(
         "results", nargs="?", type=Path, help="for plot: a results.json"
@@ -43,10 +49,9 @@ def main() -> int:
 
     started, other = time.monotonic(), OtherLoad()
     results = Results(machine(), {"rounds": plan.rounds, "seconds a run": plan.seconds})
-    if arguments.what in ("all", "echo"):
-        asyncio.run(suites.echo_suite(results, plan))
-    if arguments.what in ("all", "torch"):
-        asyncio.run(suites.torch_suite(results, plan))
+    for name, suite in SUITES.items():
+        if arguments.what in ("all", name):
+            asyncio.run(suite(results, plan))
     results.settings["took s"] = round(time.monotonic() - started)
     results.settings["cores busy with other processes"] = round(other.cores(), 2)
 

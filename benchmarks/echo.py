@@ -21,8 +21,8 @@ async def workload(instances: int, delay: float, x: Any = None) -> Workload:
     # convert back.
     blocking = await echo(instances=instances, delay=delay)
 
-    async def native() -> Any:
-        return await echo(instances=instances, delay=delay)
+    async def native(**options: Any) -> Any:
+        return await echo(instances=instances, delay=delay, **options)
 
     name = "echo" if not delay else f"echo {delay * 1e3:g} ms"
     if x is None:

@@ -101,6 +101,9 @@ def figures(results: Results) -> list[Figure]:
     for model in ("tiny MLP", "MLP", "transformer"):
         if reader.has(model):
             _model(reader, model)
+    for model, in_flight, target in (("tiny MLP", 512, 2.0), ("MLP", 64, 1.5)):
+        if reader.has(f"{model}, batches"):
+            _batches(reader, model, in_flight, target)
     return reader.figures
 
 
@@ -187,3 +190,24 @@ def _lag_against_to_thread(reader: _Reader, workload: str) -> None:
     thread = reader.rounds(lag_p99, "to_thread", workload, 512)
     text = f"{workload}, 512 in flight, loop lag p99: native / to_thread"
     reader.add(text, _divided(native, thread), AT_MOST, 0.2)
+
+
+def _batches(reader: _Reader, model: str, in_flight: int, target: float) -> None:
+    workload, noop = f"{model}, batches", f"{model}, no-op"
+    load = f"{workload}, {in_flight} in flight"
+    served = reader.rounds(throughput, "native, batched", workload, in_flight)
+    for peer, at_least in (("greedy", target), ("native", None)):
+        ratio = _divided(served, reader.rounds(throughput, peer, workload, in_flight))
+        text = f"{load}, requests per second: native, batched / {peer}"
+        reader.add(text, ratio, AT_LEAST if at_least else None, at_least)
+    direct = reader.rounds(time_per_request, "direct", noop, in_flight)
+    native, greedy = (
+        _minus(reader.rounds(time_per_request, name, workload, in_flight), direct)
+        for name in ("native, batched", "greedy")
+    )
+    text = f"{load}, time added to a direct no-op: native, batched / greedy"
+    reader.add(text, _divided(native, greedy))
+    lag = reader.rounds(lag_p99, "native, batched", workload, 512)
+    echo = reader.rounds(lag_p99, "native", noop, 512)
+    text = f"{workload}, 512 in flight, loop lag p99: native, batched / native no-op"
+    reader.add(text, _divided(lag, echo), AT_MOST, 1.5)

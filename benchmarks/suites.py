@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import contenders, echo, floors, load
-from .contenders import Contender, Workload
+from .contenders import Contender, Starter, Workload
 from .load import Run
 from .results import Cell, Results
 
 IN_FLIGHT = (1, 8, 64, 512, 1024)
 ECHO_RATES = (1_000, 10_000, 30_000)
+BATCHED = ("tiny MLP", "MLP")
 OPEN_SHARE = 0.5  # of the C++ loop's requests per second, for the models' open loop
 
 
@@ -40,10 +41,10 @@ class Stage:
         self._contenders: dict[str, Contender] = {}
         self._stack = AsyncExitStack()
 
-    async def open(self, names: Sequence[str]) -> None:
+    async def open(self, starters: Mapping[str, Starter]) -> None:
         self._stack.push_async_callback(self.workload.close)
-        for name in names:
-            contender = await contenders.starters()[name](self.workload)
+        for name, start in starters.items():
+            contender = await start(self.workload)
             self._stack.push_async_callback(contender.close)
             self._contenders[name] = contender
             await load.closed(contender, self.workload.x, 64, self._plan.warm)
@@ -89,12 +90,16 @@ def placements() -> tuple[str, ...]:
     return ("free", "apart") if len(os.sched_getaffinity(0)) > 1 else ("free",)
 
 
+def some(everyone: Mapping[str, Starter], *names: str) -> dict[str, Starter]:
+    return {name: everyone[name] for name in names}
+
+
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
 async def echo_suite(results: Results, plan: Plan) -> None:
-    everyone = tuple(contenders.starters())
+    everyone = contenders.starters()
 
     say("alone in flight: ping-pong floor, native, native without spinning")
     with ExitStack() as stack:
@@ -130,7 +135,7 @@ async def echo_suite(results: Results, plan: Plan) -> None:
 async def torch_suite(results: Results, plan: Plan) -> None:
     from . import models
 
-    everyone = tuple(contenders.starters())
+    everyone = contenders.starters()
     with tempfile.TemporaryDirectory() as folder:
         for model in models.build(Path(folder)):
             say(model.name)
@@ -139,8 +144,8 @@ async def torch_suite(results: Results, plan: Plan) -> None:
                 two = Stage(results, plan, models.workload(model, instances=2))
                 noop = Stage(results, plan, await echo.workload(1, 0.0, one.workload.x))
                 await one.open(everyone)
-                await two.open(("native", "bridge", "executor"))
-                await noop.open(("direct",))
+                await two.open(some(everyone, "native", "bridge", "executor"))
+                await noop.open(some(everyone, "direct"))
                 rate = 0
                 for turn in range(plan.rounds):
                     for threads in (1, 2):
@@ -156,3 +161,26 @@ async def torch_suite(results: Results, plan: Plan) -> None:
                     await one.open_loop(turn, rate)
                 for stage in (noop, two, one):
                     await stage.close()
+
+
+async def batching_suite(results: Results, plan: Plan) -> None:
+    from . import models
+
+    with tempfile.TemporaryDirectory() as folder:
+        for model in models.build(Path(folder)):
+            if model.name not in BATCHED:
+                continue
+            workload = models.workload(model, instances=1)
+            workload = replace(workload, name=f"{model.name}, batches")
+            say(workload.name)
+            noop = await echo.workload(1, 0.0, workload.x)
+            noop = replace(noop, name=f"{model.name}, no-op")
+            stages = Stage(results, plan, workload), Stage(results, plan, noop)
+            await stages[0].open(contenders.batchers())
+            await stages[1].open(some(contenders.starters(), "native", "direct"))
+            for turn in range(plan.rounds):
+                for in_flight in (64, 512):
+                    for stage in stages:
+                        await stage.closed(turn, in_flight)
+            for stage in stages:
+                await stage.close()
