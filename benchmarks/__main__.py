@@ -15,6 +15,7 @@ SUITES = {
     "echo": suites.echo_suite,
     "torch": suites.torch_suite,
     "batching": suites.batching_suite,
+    "overload": suites.overload_suite,
 }
 
 
@@ -28,6 +29,12 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.3, help="of one run")
+    parser.add_argument(
+        "--overload-seconds",
+        type=float,
+        default=60.0,
+        help="of overload for each contender, over all rounds",
+    )
     parser.add_argument(
         "--quick", action="store_true", help="a smoke run: figures mean nothing"
     )
@@ -45,7 +52,8 @@ def main() -> int:
         return 0
     if arguments.quick:
         arguments.rounds, arguments.seconds = 1, 0.01
-    plan = suites.Plan(arguments.rounds, arguments.seconds)
+        arguments.overload_seconds = 0.1
+    plan = suites.Plan(arguments.rounds, arguments.seconds, arguments.overload_seconds)
 
     started, other = time.monotonic(), OtherLoad()
     results = Results(machine(), {"rounds": plan.rounds, "seconds a run": plan.seconds})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from . import overload
 from .load import Run
 from .quantiles import Spread
 from .results import Cell, Results
@@ -59,6 +60,21 @@ def lag_p99(run: Run) -> float:
     return run.lag.p99_us
 
 
+def goodput(run: Run) -> float:
+    assert run.goodput is not None
+    return run.goodput
+
+
+def growth(run: Run) -> float:
+    assert run.growth is not None
+    return run.growth
+
+
+def waiting(run: Run) -> float:
+    assert run.waiting is not None
+    return run.waiting
+
+
 class _Reader:
     def __init__(self, results: Results) -> None:
         self._results = results
@@ -104,6 +120,9 @@ def figures(results: Results) -> list[Figure]:
     for model, in_flight, target in (("tiny MLP", 512, 2.0), ("MLP", 64, 1.5)):
         if reader.has(f"{model}, batches"):
             _batches(reader, model, in_flight, target)
+    for workload, target in ((overload.ECHO, 0.9), (overload.MLP, 0.75)):
+        if reader.has(workload):
+            _overload(reader, workload, target)
     return reader.figures
 
 
@@ -211,3 +230,27 @@ def _batches(reader: _Reader, model: str, in_flight: int, target: float) -> None
     echo = reader.rounds(lag_p99, "native", noop, 512)
     text = f"{workload}, 512 in flight, loop lag p99: native, batched / native no-op"
     reader.add(text, _divided(lag, echo), AT_MOST, 1.5)
+
+
+def _overload(reader: _Reader, workload: str, target: float) -> None:
+    times, served_natively = overload.TIMES_CAPACITY, "native, deadlines"
+    capacity = reader.rounds(throughput, "native, batched", workload, overload.CLOSED)
+
+    def rounds(read: Callable[[Run], float], name: str) -> list[float]:
+        return reader.rounds(read, name, workload, times, mode="overload")
+
+    text = f"{workload}, {times} x capacity"
+    for name in overload.CONTENDERS:
+        decisive = name == served_natively
+        reader.add(
+            f"{text}, answered in time / capacity: {name}",
+            _divided(rounds(goodput, name), capacity),
+            AT_LEAST if decisive else None,
+            target if decisive else None,
+        )
+    grown = rounds(growth, served_natively)
+    what = "resident memory, most / a quarter in"
+    reader.add(f"{text}, {what}: {served_natively}", grown, AT_MOST, 1.02)
+    rows = [most / overload.BOUND for most in rounds(waiting, served_natively)]
+    what = "rows waiting, most / bound"
+    reader.add(f"{text}, {what}: {served_natively}", rows, AT_MOST, 1.0)

@@ -43,6 +43,7 @@ class Run:
     goodput: float | None = None  # answered in time, a second
     growth: float | None = None  # of resident memory, from a quarter in to the end
     waiting: int | None = None  # the most rows that were seen in the model's queue
+    refused: int | None = None  # requests that failed: their deadline, or the queue
 
     @property
     def rps(self) -> float:

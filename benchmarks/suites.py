@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import contenders, echo, floors, load
+from . import contenders, echo, floors, load, overload
 from .contenders import Contender, Starter, Workload
 from .load import Run
 from .results import Cell, Results
@@ -25,6 +25,7 @@ OPEN_SHARE = 0.5  # of the C++ loop's requests per second, for the models' open 
 class Plan:
     rounds: int
     seconds: float  # of one run
+    overload_seconds: float = 60.0  # of overload for each contender, over all rounds
 
     @property
     def warm(self) -> float:
@@ -52,11 +53,8 @@ class Stage:
     async def close(self) -> None:
         await self._stack.aclose()
 
-    def _turns(self, turn: int) -> Iterator[tuple[str, Contender]]:
-        """Everyone, starting with another one each round."""
-        pairs = list(self._contenders.items())
-        start = turn % len(pairs)
-        yield from pairs[start:] + pairs[:start]
+    def _turns(self, turn: int) -> list[tuple[str, Contender]]:
+        return rotated(self._contenders, turn)
 
     async def closed(self, turn: int, in_flight: int) -> None:
         for name, contender in self._turns(turn):
@@ -83,6 +81,15 @@ class Stage:
         workload = self.workload
         cell = Cell(workload.name, workload.instances, mode, amount, contender)
         self._results.add(cell, run)
+
+
+def rotated(
+    everyone: Mapping[str, Contender], turn: int
+) -> list[tuple[str, Contender]]:
+    """Everyone, starting with another one each round."""
+    pairs = list(everyone.items())
+    start = turn % len(pairs)
+    return pairs[start:] + pairs[:start]
 
 
 def placements() -> tuple[str, ...]:
@@ -184,3 +191,37 @@ async def batching_suite(results: Results, plan: Plan) -> None:
                         await stage.closed(turn, in_flight)
             for stage in stages:
                 await stage.close()
+
+
+async def overload_suite(results: Results, plan: Plan) -> None:
+    from . import models
+
+    with tempfile.TemporaryDirectory() as folder:
+        mlp = next(m for m in models.build(Path(folder)) if m.name == "MLP")
+        for workload in (await overload.waiting_echo(), overload.mlp(mlp)):
+            say(f"{workload.name}: {overload.TIMES_CAPACITY} times its capacity")
+            # In a closed loop nobody is late: what can be served at all.
+            closed = Stage(results, plan, workload)
+            await closed.open({"native, batched": overload.native_fifo})
+            async with AsyncExitStack() as stack:
+                ready = {}
+                for name, start in overload.CONTENDERS.items():
+                    ready[name] = await start(workload)
+                    stack.push_async_callback(ready[name].close)
+                for turn in range(plan.rounds):
+                    await closed.closed(turn, overload.CLOSED)
+                    cell = Cell(
+                        workload.name, 1, "closed", overload.CLOSED, "native, batched"
+                    )
+                    rate = overload.TIMES_CAPACITY * results.cells[cell][-1].rps
+                    for name, contender in rotated(ready, turn):
+                        run = await overload.overload(
+                            contender,
+                            workload.x,
+                            rate,
+                            plan.overload_seconds / plan.rounds,
+                            seed=turn,
+                        )
+                        mode, amount = "overload", overload.TIMES_CAPACITY
+                        results.add(Cell(workload.name, 1, mode, amount, name), run)
+            await closed.close()

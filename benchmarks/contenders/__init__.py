@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from pyasyncml import Batching
+from pyasyncml import Batching, Model
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,16 @@ class Workload:
 
 @dataclass(frozen=True)
 class Contender:
-    """`infer(x)` gives an awaitable or, where `blocking`, the result itself."""
+    """`infer(x)` gives an awaitable or, where `blocking`, the result itself.
+
+    `model`: of a native one, for its counters.
+    """
 
     name: str
-    infer: Callable[[Any], Any]
+    infer: Callable[..., Any]
     close: Callable[[], Awaitable[None]]
     blocking: bool = False
+    model: Model | None = None
 
 
 async def nothing_to_close() -> None:

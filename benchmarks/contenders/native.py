@@ -11,9 +11,9 @@ async def start(workload: Workload) -> Contender:
     return _contender("native", await workload.native())
 
 
-async def start_batched(workload: Workload) -> Contender:
+async def start_batched(workload: Workload, **options: Any) -> Contender:
     assert workload.batch is not None
-    model = await workload.native(batching=workload.batch.native)
+    model = await workload.native(batching=workload.batch.native, **options)
     return _contender("native, batched", model)
 
 
@@ -21,4 +21,4 @@ def _contender(name: str, model: Any) -> Contender:
     async def close() -> None:
         await model.close()
 
-    return Contender(name, model.infer, close)
+    return Contender(name, model.infer, close, model=model)
