@@ -50,6 +50,11 @@ def p50(run: Run) -> float:
     return run.p50_us
 
 
+def p99(run: Run) -> float:
+    assert run.p99_us is not None
+    return run.p99_us
+
+
 def lag_p50(run: Run) -> float:
     assert run.lag is not None
     return run.lag.p50_us
@@ -102,6 +107,14 @@ class _Reader:
     ) -> None:
         self.figures.append(Figure(text, Spread.of(values), unit, sense, target))
 
+    def loads(self, workload: str, mode: str) -> list[int]:
+        cells = [cell for cell in self._results.cells if cell.workload == workload]
+        return sorted({cell.load for cell in cells if cell.mode == mode})
+
+    def contenders(self, workload: str) -> list[str]:
+        cells = [cell for cell in self._results.cells if cell.workload == workload]
+        return list(dict.fromkeys(cell.contender for cell in cells))
+
     def has(self, workload: str) -> bool:
         return any(cell.workload == workload for cell in self._results.cells)
 
@@ -123,6 +136,8 @@ def figures(results: Results) -> list[Figure]:
     for workload, target in ((overload.ECHO, 0.9), (overload.MLP, 0.75)):
         if reader.has(workload):
             _overload(reader, workload, target)
+    if reader.has("MiniLM"):
+        _text(reader)
     return reader.figures
 
 
@@ -215,7 +230,10 @@ def _batches(reader: _Reader, model: str, in_flight: int, target: float) -> None
     workload, noop = f"{model}, batches", f"{model}, no-op"
     load = f"{workload}, {in_flight} in flight"
     served = reader.rounds(throughput, "native, batched", workload, in_flight)
-    for peer, at_least in (("greedy", target), ("native", None)):
+    for peer in reader.contenders(workload):
+        if peer == "native, batched":
+            continue
+        at_least = target if peer == "greedy" else None
         ratio = _divided(served, reader.rounds(throughput, peer, workload, in_flight))
         text = f"{load}, requests per second: native, batched / {peer}"
         reader.add(text, ratio, AT_LEAST if at_least else None, at_least)
@@ -233,24 +251,40 @@ def _batches(reader: _Reader, model: str, in_flight: int, target: float) -> None
 
 
 def _overload(reader: _Reader, workload: str, target: float) -> None:
-    times, served_natively = overload.TIMES_CAPACITY, "native, deadlines"
+    times = overload.TIMES_CAPACITY
     capacity = reader.rounds(throughput, "native, batched", workload, overload.CLOSED)
 
     def rounds(read: Callable[[Run], float], name: str) -> list[float]:
         return reader.rounds(read, name, workload, times, mode="overload")
 
     text = f"{workload}, {times} x capacity"
+    with_deadlines = ("native, deadlines", "native, deadlines, reject")
     for name in overload.CONTENDERS:
-        decisive = name == served_natively
+        decisive = name in with_deadlines
         reader.add(
             f"{text}, answered in time / capacity: {name}",
             _divided(rounds(goodput, name), capacity),
             AT_LEAST if decisive else None,
             target if decisive else None,
         )
-    grown = rounds(growth, served_natively)
-    what = "resident memory, most / a quarter in"
-    reader.add(f"{text}, {what}: {served_natively}", grown, AT_MOST, 1.02)
-    rows = [most / overload.BOUND for most in rounds(waiting, served_natively)]
-    what = "rows waiting, most / bound"
-    reader.add(f"{text}, {what}: {served_natively}", rows, AT_MOST, 1.0)
+    for name in with_deadlines:
+        what = "resident memory, most / a quarter in"
+        reader.add(f"{text}, {what}: {name}", rounds(growth, name), AT_MOST, 1.02)
+    rejecting = with_deadlines[1]
+    rows = [most / overload.BOUND for most in rounds(waiting, rejecting)]
+    reader.add(f"{text}, rows waiting, most / bound: {rejecting}", rows, AT_MOST, 1.0)
+
+
+def _text(reader: _Reader) -> None:
+    name, native = "MiniLM", "native, batched"
+    peers = [peer for peer in reader.contenders(name) if peer != native]
+    served = reader.rounds(throughput, native, name, 64)
+    for peer in peers:
+        text = f"{name}, 64 in flight, texts per second: {native} / {peer}"
+        reader.add(text, _divided(served, reader.rounds(throughput, peer, name, 64)))
+    for rate in reader.loads(name, "open"):
+        late = reader.rounds(p99, native, name, rate, mode="open")
+        for peer in peers:
+            text = f"{name}, {rate} arrivals a second, p99: {native} / {peer}"
+            other = reader.rounds(p99, peer, name, rate, mode="open")
+            reader.add(text, _divided(late, other))

@@ -32,7 +32,7 @@ MODULES = (
     "pathlib pickle pkgutil platform pprint random re sched shelve shutil socket "
     "sqlite3 statistics string subprocess tarfile tempfile textwrap threading "
     "turtle typing unittest urllib.parse weakref zipfile"
-).split()
+)
 
 
 def missing() -> list[str]:
@@ -43,7 +43,7 @@ def missing() -> list[str]:
 def sentences() -> list[str]:
     """Sentences of the standard library's docstrings, shuffled, always alike."""
     found = set()
-    for name in MODULES:
+    for name in MODULES.split():
         try:
             module = import_module(name)
         except ImportError:
@@ -51,7 +51,7 @@ def sentences() -> list[str]:
         for _, member in inspect.getmembers(module):
             text = " ".join((inspect.getdoc(member) or "").split())
             found.update(re.split(r"(?<=[.!?])\s+", text))
-    kept = sorted(text for text in found if 4 <= len(text.split()))
+    kept = sorted(text for text in found if len(text.split()) >= 4)
     random.Random(0).shuffle(kept)
     return kept[:TEXTS]
 

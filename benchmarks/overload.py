@@ -25,7 +25,7 @@ from .load import Meter, Run
 
 TIMES_CAPACITY = 3
 DEADLINE = 0.05  # seconds
-BOUND = 512  # rows in a native queue
+BOUND = 256  # rows in a native queue that rejects: 4 to 8 full batches
 ECHO, MLP = "echo of 2 ms + 0.1 ms a row", "MLP, 16 rows"
 ROWS = 16
 CLOSED = 256  # in flight, for the capacity
@@ -104,14 +104,17 @@ async def overload(
     return replace(run, goodput=counts.in_time / seconds, refused=counts.refused)
 
 
-async def native_fifo(workload: Workload) -> Contender:
-    return await native.start_batched(workload, queue=Queue(max_rows=BOUND))
+async def native_batched(workload: Workload) -> Contender:
+    return await native.start_batched(workload)
 
 
-async def native_with_deadlines(workload: Workload) -> Contender:
-    contender = await native_fifo(workload)
-    infer = contender.infer
-    return replace(contender, infer=lambda x, left: infer(x, timeout=left))
+def native_with_deadlines(queue: Queue) -> Starter:
+    async def start(workload: Workload) -> Contender:
+        contender = await native.start_batched(workload, queue=queue)
+        infer = contender.infer
+        return replace(contender, infer=lambda x, left: infer(x, timeout=left))
+
+    return start
 
 
 def fifo(start: Starter) -> Starter:
@@ -137,8 +140,11 @@ async def executor_with_wait_for(workload: Workload) -> Contender:
 
 
 CONTENDERS: dict[str, Starter] = {
-    "native, deadlines": native_with_deadlines,
-    "native, FIFO": fifo(native_fifo),
+    "native, deadlines": native_with_deadlines(Queue()),
+    "native, deadlines, reject": native_with_deadlines(
+        Queue(max_rows=BOUND, when_full="reject")
+    ),
+    "native, FIFO": fifo(native_batched),
     "greedy, FIFO": fifo(greedy.start),
     "executor, FIFO": fifo(executor.start),
     "executor, wait_for": executor_with_wait_for,

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from . import contenders, echo, floors, load, overload
+from . import contenders, echo, floors, load, minilm, overload, text
 from .contenders import Contender, Starter, Workload
 from .load import Run
 from .results import Cell, Results
@@ -53,20 +54,26 @@ class Stage:
     async def close(self) -> None:
         await self._stack.aclose()
 
+    def _input(self) -> Any:
+        """The same for everyone: of texts in turn, from the first on."""
+        if isinstance(self.workload.x, minilm.Texts):
+            self.workload.x.rewind()
+        return self.workload.x
+
     def _turns(self, turn: int) -> list[tuple[str, Contender]]:
         return rotated(self._contenders, turn)
 
     async def closed(self, turn: int, in_flight: int) -> None:
         for name, contender in self._turns(turn):
             run = await load.closed(
-                contender, self.workload.x, in_flight, self._plan.seconds
+                contender, self._input(), in_flight, self._plan.seconds
             )
             self._add("closed", in_flight, name, run)
 
     async def open_loop(self, turn: int, rate: int) -> None:
         for name, contender in self._turns(turn):
             run = await load.open_loop(
-                contender, self.workload.x, rate, self._plan.seconds, seed=turn
+                contender, self._input(), rate, self._plan.seconds, seed=turn
             )
             self._add("open", rate, name, run)
 
@@ -202,7 +209,7 @@ async def overload_suite(results: Results, plan: Plan) -> None:
             say(f"{workload.name}: {overload.TIMES_CAPACITY} times its capacity")
             # In a closed loop nobody is late: what can be served at all.
             closed = Stage(results, plan, workload)
-            await closed.open({"native, batched": overload.native_fifo})
+            await closed.open({"native, batched": overload.native_batched})
             async with AsyncExitStack() as stack:
                 ready = {}
                 for name, start in overload.CONTENDERS.items():
@@ -225,3 +232,23 @@ async def overload_suite(results: Results, plan: Plan) -> None:
                         mode, amount = "overload", overload.TIMES_CAPACITY
                         results.add(Cell(workload.name, 1, mode, amount, name), run)
             await closed.close()
+
+
+async def text_suite(results: Results, plan: Plan) -> None:
+    if missing := minilm.missing():
+        say(f"text: skipped, for want of {', '.join(missing)} (benchmarks/README.md)")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        workload, texts = minilm.workload(Path(folder))
+        say(workload.name)
+        plan = replace(plan, seconds=text.SLOWER * plan.seconds)
+        stage = Stage(results, plan, replace(workload, x=texts))
+        await stage.open(text.starters())
+        rate = 0
+        for turn in range(plan.rounds):
+            await stage.closed(turn, text.IN_FLIGHT)
+            if not rate:
+                cell = Cell(workload.name, 1, "closed", text.IN_FLIGHT, "greedy")
+                rate = int(text.OPEN_SHARE * results.cells[cell][0].rps) or 1
+            await stage.open_loop(turn, rate)
+        await stage.close()

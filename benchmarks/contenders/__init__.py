@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from pyasyncml import Batching, Model
@@ -83,11 +84,19 @@ def starters() -> dict[str, Starter]:
 
 
 def batchers() -> dict[str, Starter]:
-    """Those who put requests together, and native without, as `starters` does."""
-    from . import greedy, native
+    """Those who put requests together, and native without, as `starters` does.
 
-    return {
+    With the packages that do it, where they are installed.
+    """
+    from . import async_batcher, batched_package, greedy, native
+
+    everyone: dict[str, Starter] = {
         "native, batched": native.start_batched,
         "greedy": greedy.start,
         "native": native.start,
     }
+    if find_spec("async_batcher"):
+        everyone["async-batcher"] = async_batcher.start
+    if find_spec("batched"):
+        everyone["batched"] = batched_package.start
+    return everyone

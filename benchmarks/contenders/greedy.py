@@ -7,7 +7,8 @@ the outputs, and wakes the loop once a batch:
   one `call_soon` a turn, which puts what the turn submitted on a `SimpleQueue`.
 - The worker takes the first burst and, without waiting, all others behind it, so that
   batches grow with the load and nobody waits for a batch to fill.
-- Where inputs differ in size, the smallest go first, so that little is padded.
+- Where inputs differ in size, the smallest go first, and a batch ends where padding
+  would add more than a third.
 - Cancelled requests are dropped before they begin. A batch that fails is run again one
   request at a time: the failing one fails alone.
 
@@ -29,6 +30,7 @@ from typing import Any
 
 from . import Batch, Contender, Workload
 
+PADDED_MOST = 4 / 3
 Burst = tuple[list["asyncio.Future[Any]"], list[Any]]
 
 
@@ -72,6 +74,9 @@ class Greedy:
         with self._workload.scope():
             while (burst := next_burst()) is not None:
                 futures, inputs = self._all_that_waits(*burst)
+                if self._batch.size is not None:
+                    self._run_by_size(futures, inputs, self._batch.size)
+                    continue
                 for begin in range(0, len(futures), most):
                     end = begin + most
                     self._run(futures[begin:end], inputs[begin:end])
@@ -89,11 +94,29 @@ class Greedy:
                 inputs += more[1]
         except Empty:
             pass
-        if self._batch.size is not None:
-            sizes = list(map(self._batch.size, inputs))
-            order = sorted(range(len(sizes)), key=sizes.__getitem__)
-            return [futures[i] for i in order], [inputs[i] for i in order]
         return futures, inputs
+
+    def _run_by_size(
+        self,
+        futures: list[asyncio.Future[Any]],
+        inputs: list[Any],
+        size: Callable[[Any], int],
+    ) -> None:
+        """The smallest first; a batch ends where padding would add over a third."""
+        sizes = list(map(size, inputs))
+        batch: list[int] = []
+        real = 0
+        for i in sorted(range(len(sizes)), key=sizes.__getitem__):
+            full = len(batch) == self._batch.most
+            if batch and (
+                full or (len(batch) + 1) * sizes[i] > PADDED_MOST * (real + sizes[i])
+            ):
+                self._run([futures[j] for j in batch], [inputs[j] for j in batch])
+                batch, real = [], 0
+            batch.append(i)
+            real += sizes[i]
+        if batch:
+            self._run([futures[j] for j in batch], [inputs[j] for j in batch])
 
     def _run(self, futures: list[asyncio.Future[Any]], inputs: list[Any]) -> None:
         if True in map(asyncio.Future.cancelled, futures):
