@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from . import overload
 from .load import Run
+from .models import NATIVE_ROWS as BATCH_ROWS
 from .quantiles import Spread
 from .results import Cell, Results
 
@@ -231,18 +232,22 @@ def _batches(reader: _Reader, model: str, in_flight: int, target: float) -> None
     load = f"{workload}, {in_flight} in flight"
     served = reader.rounds(throughput, "native, batched", workload, in_flight)
     for peer in reader.contenders(workload):
-        if peer == "native, batched":
+        if peer in ("native, batched", "model alone"):
             continue
         at_least = target if peer == "greedy" else None
         ratio = _divided(served, reader.rounds(throughput, peer, workload, in_flight))
         text = f"{load}, requests per second: native, batched / {peer}"
         reader.add(text, ratio, AT_LEAST if at_least else None, at_least)
-    direct = reader.rounds(time_per_request, "direct", noop, in_flight)
+    rows = min(in_flight, BATCH_ROWS)
+    most = reader.rounds(throughput, "model alone", workload, rows, mode="ceiling")
+    text = f"{load}, requests per second: native, batched / model alone, {rows} rows"
+    reader.add(text, _divided(served, most))
+    nothing = reader.rounds(time_per_request, "nothing", noop, in_flight)
     native, greedy = (
-        _minus(reader.rounds(time_per_request, name, workload, in_flight), direct)
+        _minus(reader.rounds(time_per_request, name, workload, in_flight), nothing)
         for name in ("native, batched", "greedy")
     )
-    text = f"{load}, time added to a direct no-op: native, batched / greedy"
+    text = f"{load}, time added to the client's own: native, batched / greedy"
     reader.add(text, _divided(native, greedy))
     lag = reader.rounds(lag_p99, "native, batched", workload, 512)
     echo = reader.rounds(lag_p99, "native", noop, 512)

@@ -17,6 +17,7 @@ import gc
 import random
 import time
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +92,19 @@ async def idle(seconds: float) -> Run:
     meter = Meter(asyncio.get_running_loop())
     await asyncio.sleep(seconds)
     return meter.stop(array("d"))
+
+
+def alone(run: Callable[[Any], Any], x: Any, rows: int, seconds: float) -> Run:
+    """The blocking call on a batch of `rows` requests, one after the other."""
+    cpu, begin = time.process_time(), time.monotonic()
+    runs, now = 0, begin
+    while now < begin + seconds:
+        run(x)
+        runs += 1
+        now = time.monotonic()
+    return Run(
+        runs * rows, now - begin, time.process_time() - cpu, None, None, lag=None
+    )
 
 
 async def closed(contender: Contender, x: Any, in_flight: int, seconds: float) -> Run:

@@ -33,6 +33,7 @@ LOADS = {
     "idle": "no requests",
     "floor": "{} threads",
     "alone": "{} in flight",
+    "ceiling": "batches of {}",
     "overload": "{} x capacity",
 }
 

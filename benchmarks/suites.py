@@ -80,6 +80,15 @@ class Stage:
     async def idle(self) -> None:
         self._add("idle", 0, "idle loop", await load.idle(self._plan.seconds))
 
+    def ceiling(self, rows: int) -> None:
+        """The model alone, on one full batch again and again, on this thread."""
+        workload = self.workload
+        assert workload.batch is not None
+        rows = min(rows, workload.batch.native.max_rows)
+        x = workload.batch.join([workload.x] * rows)
+        run = load.alone(workload.run, x, rows, self._plan.seconds)
+        self._add("ceiling", rows, "model alone", run)
+
     def floor(self, threads: int, run: Run) -> None:
         cell = Cell(self.workload.name, threads, "floor", threads, "C++ loop")
         self._results.add(cell, run)
@@ -191,9 +200,10 @@ async def batching_suite(results: Results, plan: Plan) -> None:
             noop = replace(noop, name=f"{model.name}, no-op")
             stages = Stage(results, plan, workload), Stage(results, plan, noop)
             await stages[0].open(contenders.batchers())
-            await stages[1].open(some(contenders.starters(), "native", "direct"))
+            await stages[1].open(contenders.no_ops())
             for turn in range(plan.rounds):
                 for in_flight in (64, 512):
+                    stages[0].ceiling(in_flight)
                     for stage in stages:
                         await stage.closed(turn, in_flight)
             for stage in stages:

@@ -100,3 +100,10 @@ def batchers() -> dict[str, Starter]:
     if find_spec("batched"):
         everyone["batched"] = batched_package.start
     return everyone
+
+
+def no_ops() -> dict[str, Starter]:
+    """What is left where the model costs nothing."""
+    from . import direct, native, nothing
+
+    return {"native": native.start, "direct": direct.start, "nothing": nothing.start}
