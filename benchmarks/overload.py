@@ -63,6 +63,7 @@ def _resident_bytes() -> int:
 
 @dataclass
 class _Counts:
+    answered: int = 0
     in_time: int = 0
     refused: int = 0
 
@@ -76,7 +77,9 @@ async def overload(
 ) -> Run:
     """`contender.infer` takes the input and the seconds that are left for it."""
     clock, infer = time.monotonic, contender.infer
-    latencies, counts = array("d"), _Counts()
+    offsets = load.poisson(rate, seconds, seed)
+    # All of it now, or what is seen to grow is the client's own notes.
+    latencies, counts = array("d", bytes(8 * len(offsets))), _Counts()
 
     async def client(intended: float) -> None:
         try:
@@ -85,11 +88,11 @@ async def overload(
             counts.refused += 1
             return
         latency = clock() - intended
-        latencies.append(latency)
+        latencies[counts.answered] = latency
+        counts.answered += 1
         if latency <= DEADLINE:
             counts.in_time += 1
 
-    offsets = load.poisson(rate, seconds, seed)
     loop = asyncio.get_running_loop()
     meter, watch = Meter(loop), Watch(contender.model)
     arrivals = load.Arrivals(loop, offsets, client)
@@ -97,7 +100,8 @@ async def overload(
     unfinished = set(arrivals.tasks)
     if unfinished:
         _, unfinished = await asyncio.wait(unfinished, timeout=2 * DEADLINE)
-    run = await watch.stop(meter.stop(latencies, len(unfinished)))
+    answered = latencies[: counts.answered]
+    run = await watch.stop(meter.stop(answered, len(unfinished)))
     for task in unfinished:
         task.cancel()
     await asyncio.gather(*unfinished, return_exceptions=True)
