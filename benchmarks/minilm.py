@@ -14,6 +14,7 @@ import inspect
 import itertools
 import random
 import re
+import warnings
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -31,7 +32,7 @@ MODULES = (
     "email.message fractions functools heapq inspect itertools json locale logging os "
     "pathlib pickle pkgutil platform pprint random re sched shelve shutil socket "
     "sqlite3 statistics string subprocess tarfile tempfile textwrap threading "
-    "turtle typing unittest urllib.parse weakref zipfile"
+    "turtle unittest urllib.parse weakref zipfile"
 )
 
 
@@ -43,14 +44,16 @@ def missing() -> list[str]:
 def sentences() -> list[str]:
     """Sentences of the standard library's docstrings, shuffled, always alike."""
     found = set()
-    for name in MODULES.split():
-        try:
-            module = import_module(name)
-        except ImportError:
-            continue  # a Python built without it
-        for _, member in inspect.getmembers(module):
-            text = " ".join((inspect.getdoc(member) or "").split())
-            found.update(re.split(r"(?<=[.!?])\s+", text))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is deprecated only the words are read
+        for name in MODULES.split():
+            try:
+                members = inspect.getmembers(import_module(name))
+            except ImportError:
+                continue  # a Python built without it
+            for _, member in members:
+                text = " ".join((inspect.getdoc(member) or "").split())
+                found.update(re.split(r"(?<=[.!?])\s+", text))
     kept = sorted(text for text in found if len(text.split()) >= 4)
     random.Random(0).shuffle(kept)
     return kept[:TEXTS]
