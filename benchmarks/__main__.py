@@ -1,4 +1,4 @@
-"""`python -m benchmarks [all|echo|torch|plot]`: measure, or plot what was measured."""
+"""`python -m benchmarks [SUITE|all|plot]`: measure, or plot what was measured."""
 
 from __future__ import annotations
 
@@ -11,17 +11,31 @@ from pathlib import Path
 from . import plots, report, suites
 from .results import OtherLoad, Results, machine
 
+SUITES = {
+    "echo": suites.echo_suite,
+    "torch": suites.torch_suite,
+    "batching": suites.batching_suite,
+    "overload": suites.overload_suite,
+    "text": suites.text_suite,
+}
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "what", nargs="?", default="all", choices=("all", "echo", "torch", "plot")
+        "what", nargs="?", default="all", choices=("all", *SUITES, "plot")
     )
     parser.add_argument(
         "results", nargs="?", type=Path, help="for plot: a results.json"
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.3, help="of one run")
+    parser.add_argument(
+        "--overload-seconds",
+        type=float,
+        default=60.0,
+        help="of overload for each contender, over all rounds",
+    )
     parser.add_argument(
         "--quick", action="store_true", help="a smoke run: figures mean nothing"
     )
@@ -39,14 +53,14 @@ def main() -> int:
         return 0
     if arguments.quick:
         arguments.rounds, arguments.seconds = 1, 0.01
-    plan = suites.Plan(arguments.rounds, arguments.seconds)
+        arguments.overload_seconds = 0.1
+    plan = suites.Plan(arguments.rounds, arguments.seconds, arguments.overload_seconds)
 
     started, other = time.monotonic(), OtherLoad()
     results = Results(machine(), {"rounds": plan.rounds, "seconds a run": plan.seconds})
-    if arguments.what in ("all", "echo"):
-        asyncio.run(suites.echo_suite(results, plan))
-    if arguments.what in ("all", "torch"):
-        asyncio.run(suites.torch_suite(results, plan))
+    for name, suite in SUITES.items():
+        if arguments.what in ("all", name):
+            asyncio.run(suite(results, plan))
     results.settings["took s"] = round(time.monotonic() - started)
     results.settings["cores busy with other processes"] = round(other.cores(), 2)
 

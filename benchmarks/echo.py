@@ -10,8 +10,11 @@ from .contenders import Workload
 ELEMENTS = 16  # of the input, float32
 
 
-async def workload(instances: int, delay: float, x: Any = None) -> Workload:
-    """`delay`: seconds one run takes. `x`: the input, a small NumPy array if None."""
+async def workload(
+    instances: int, delay: float, x: Any = None, delay_per_row: float = 0.0
+) -> Workload:
+    """`delay`: seconds one run takes, `delay_per_row` more for each row. `x`: the
+    input, a small NumPy array if None."""
     import numpy as np
 
     from pyasyncml.testing import echo
@@ -19,10 +22,15 @@ async def workload(instances: int, delay: float, x: Any = None) -> Workload:
     # One model for the blocking callers, which use their own threads, and one for
     # `infer`. Python and C do the same in both: convert, run in C without the GIL,
     # convert back.
-    blocking = await echo(instances=instances, delay=delay)
+    settings: dict[str, Any] = {
+        "instances": instances,
+        "delay": delay,
+        "delay_per_row": delay_per_row,
+    }
+    blocking = await echo(**settings)
 
-    async def native() -> Any:
-        return await echo(instances=instances, delay=delay)
+    async def native(**options: Any) -> Any:
+        return await echo(**settings, **options)
 
     name = "echo" if not delay else f"echo {delay * 1e3:g} ms"
     if x is None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from . import overload
 from .load import Run
+from .models import NATIVE_ROWS as BATCH_ROWS
 from .quantiles import Spread
 from .results import Cell, Results
 
@@ -49,6 +51,11 @@ def p50(run: Run) -> float:
     return run.p50_us
 
 
+def p99(run: Run) -> float:
+    assert run.p99_us is not None
+    return run.p99_us
+
+
 def lag_p50(run: Run) -> float:
     assert run.lag is not None
     return run.lag.p50_us
@@ -57,6 +64,21 @@ def lag_p50(run: Run) -> float:
 def lag_p99(run: Run) -> float:
     assert run.lag is not None
     return run.lag.p99_us
+
+
+def goodput(run: Run) -> float:
+    assert run.goodput is not None
+    return run.goodput
+
+
+def growth(run: Run) -> float:
+    assert run.growth is not None
+    return run.growth
+
+
+def waiting(run: Run) -> float:
+    assert run.waiting is not None
+    return run.waiting
 
 
 class _Reader:
@@ -86,6 +108,14 @@ class _Reader:
     ) -> None:
         self.figures.append(Figure(text, Spread.of(values), unit, sense, target))
 
+    def loads(self, workload: str, mode: str) -> list[int]:
+        cells = [cell for cell in self._results.cells if cell.workload == workload]
+        return sorted({cell.load for cell in cells if cell.mode == mode})
+
+    def contenders(self, workload: str) -> list[str]:
+        cells = [cell for cell in self._results.cells if cell.workload == workload]
+        return list(dict.fromkeys(cell.contender for cell in cells))
+
     def has(self, workload: str) -> bool:
         return any(cell.workload == workload for cell in self._results.cells)
 
@@ -101,6 +131,14 @@ def figures(results: Results) -> list[Figure]:
     for model in ("tiny MLP", "MLP", "transformer"):
         if reader.has(model):
             _model(reader, model)
+    for model, in_flight, target in (("tiny MLP", 512, 2.0), ("MLP", 64, 1.5)):
+        if reader.has(f"{model}, batches"):
+            _batches(reader, model, in_flight, target)
+    for workload, target in ((overload.ECHO, 0.9), (overload.MLP, 0.75)):
+        if reader.has(workload):
+            _overload(reader, workload, target)
+    if reader.has("MiniLM"):
+        _text(reader)
     return reader.figures
 
 
@@ -187,3 +225,71 @@ def _lag_against_to_thread(reader: _Reader, workload: str) -> None:
     thread = reader.rounds(lag_p99, "to_thread", workload, 512)
     text = f"{workload}, 512 in flight, loop lag p99: native / to_thread"
     reader.add(text, _divided(native, thread), AT_MOST, 0.2)
+
+
+def _batches(reader: _Reader, model: str, in_flight: int, target: float) -> None:
+    workload, noop = f"{model}, batches", f"{model}, no-op"
+    load = f"{workload}, {in_flight} in flight"
+    served = reader.rounds(throughput, "native, batched", workload, in_flight)
+    for peer in reader.contenders(workload):
+        if peer in ("native, batched", "model alone"):
+            continue
+        at_least = target if peer == "greedy" else None
+        ratio = _divided(served, reader.rounds(throughput, peer, workload, in_flight))
+        text = f"{load}, requests per second: native, batched / {peer}"
+        reader.add(text, ratio, AT_LEAST if at_least else None, at_least)
+    rows = min(in_flight, BATCH_ROWS)
+    most = reader.rounds(throughput, "model alone", workload, rows, mode="ceiling")
+    text = f"{load}, requests per second: native, batched / model alone, {rows} rows"
+    reader.add(text, _divided(served, most))
+    nothing = reader.rounds(time_per_request, "nothing", noop, in_flight)
+    native, greedy = (
+        _minus(reader.rounds(time_per_request, name, workload, in_flight), nothing)
+        for name in ("native, batched", "greedy")
+    )
+    text = f"{load}, time added to the client's own: native, batched / greedy"
+    reader.add(text, _divided(native, greedy))
+    lag = reader.rounds(lag_p99, "native, batched", workload, 512)
+    echo = reader.rounds(lag_p99, "native", noop, 512)
+    text = f"{workload}, 512 in flight, loop lag p99: native, batched / native no-op"
+    reader.add(text, _divided(lag, echo), AT_MOST, 1.5)
+
+
+def _overload(reader: _Reader, workload: str, target: float) -> None:
+    times = overload.TIMES_CAPACITY
+    capacity = reader.rounds(throughput, "native, batched", workload, overload.CLOSED)
+
+    def rounds(read: Callable[[Run], float], name: str) -> list[float]:
+        return reader.rounds(read, name, workload, times, mode="overload")
+
+    text = f"{workload}, {times} x capacity"
+    with_deadlines = ("native, deadlines", "native, deadlines, reject")
+    for name in overload.CONTENDERS:
+        decisive = name in with_deadlines
+        reader.add(
+            f"{text}, answered in time / capacity: {name}",
+            _divided(rounds(goodput, name), capacity),
+            AT_LEAST if decisive else None,
+            target if decisive else None,
+        )
+    for name in with_deadlines:
+        what = "resident memory, most / a quarter in"
+        reader.add(f"{text}, {what}: {name}", rounds(growth, name), AT_MOST, 1.02)
+    rejecting = with_deadlines[1]
+    rows = [most / overload.BOUND for most in rounds(waiting, rejecting)]
+    reader.add(f"{text}, rows waiting, most / bound: {rejecting}", rows, AT_MOST, 1.0)
+
+
+def _text(reader: _Reader) -> None:
+    name, native = "MiniLM", "native, batched"
+    peers = [peer for peer in reader.contenders(name) if peer != native]
+    served = reader.rounds(throughput, native, name, 64)
+    for peer in peers:
+        text = f"{name}, 64 in flight, texts per second: {native} / {peer}"
+        reader.add(text, _divided(served, reader.rounds(throughput, peer, name, 64)))
+    for rate in reader.loads(name, "open"):
+        late = reader.rounds(p99, native, name, rate, mode="open")
+        for peer in peers:
+            text = f"{name}, {rate} arrivals a second, p99: {native} / {peer}"
+            other = reader.rounds(p99, peer, name, rate, mode="open")
+            reader.add(text, _divided(late, other))

@@ -17,6 +17,7 @@ import gc
 import random
 import time
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,11 @@ class Run:
     p99_us: float | None
     lag: Lag | None  # None where there is no loop
     unfinished: int = 0  # open loop: given up after DRAIN_SECONDS
+    # With deadlines, under overload (overload.py):
+    goodput: float | None = None  # answered in time, a second
+    growth: float | None = None  # of resident memory, from a quarter in to the end
+    waiting: int | None = None  # the most rows that were seen in the model's queue
+    refused: int | None = None  # requests that failed: their deadline, or the queue
 
     @property
     def rps(self) -> float:
@@ -53,7 +59,7 @@ class Run:
         return 1e6 * self.cpu_s / max(1, self.requests)
 
 
-class _Meter:
+class Meter:
     """What is measured round a load: wall, CPU and loop lag."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -83,9 +89,22 @@ class _Meter:
 
 async def idle(seconds: float) -> Run:
     """The beat alone, on a loop with nothing else to do."""
-    meter = _Meter(asyncio.get_running_loop())
+    meter = Meter(asyncio.get_running_loop())
     await asyncio.sleep(seconds)
     return meter.stop(array("d"))
+
+
+def alone(run: Callable[[Any], Any], x: Any, rows: int, seconds: float) -> Run:
+    """The blocking call on a batch of `rows` requests, one after the other."""
+    cpu, begin = time.process_time(), time.monotonic()
+    runs, now = 0, begin
+    while now < begin + seconds:
+        run(x)
+        runs += 1
+        now = time.monotonic()
+    return Run(
+        runs * rows, now - begin, time.process_time() - cpu, None, None, lag=None
+    )
 
 
 async def closed(contender: Contender, x: Any, in_flight: int, seconds: float) -> Run:
@@ -111,7 +130,7 @@ async def closed(contender: Contender, x: Any, in_flight: int, seconds: float) -
             before = after
 
     client = blocking if contender.blocking else awaiting
-    meter = _Meter(asyncio.get_running_loop())
+    meter = Meter(asyncio.get_running_loop())
     end = clock() + seconds
     await asyncio.gather(*(client() for _ in range(in_flight)))
     return meter.stop(latencies)
@@ -134,8 +153,8 @@ async def open_loop(
 
     client = blocking if contender.blocking else awaiting
     loop = asyncio.get_running_loop()
-    meter = _Meter(loop)
-    arrivals = _Arrivals(loop, _poisson(rate, seconds, seed), client)
+    meter = Meter(loop)
+    arrivals = Arrivals(loop, poisson(rate, seconds, seed), client)
     await arrivals.done
     unfinished = set(arrivals.tasks)
     if unfinished:
@@ -147,7 +166,7 @@ async def open_loop(
     return run
 
 
-def _poisson(rate: float, seconds: float, seed: int) -> list[float]:
+def poisson(rate: float, seconds: float, seed: int) -> list[float]:
     """Offsets in seconds of the arrivals of a Poisson process."""
     draw = random.Random(seed).expovariate
     offsets: list[float] = []
@@ -158,7 +177,7 @@ def _poisson(rate: float, seconds: float, seed: int) -> list[float]:
     return offsets
 
 
-class _Arrivals:
+class Arrivals:
     """Starts a task at each offset, from a timerfd: asyncio's timers are too coarse."""
 
     def __init__(

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .contenders import Workload, nothing_to_close
+from .contenders import Batch, Workload, nothing_to_close
+
+# The best of 32 to 512 for the tiny MLP at 512 in flight and for the MLP at 64.
+NATIVE_ROWS = 128
+GREEDY_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,10 @@ def workload(model: Model, instances: int) -> Workload:
         with torch.inference_mode():
             return module(x)
 
-    async def native() -> Any:
-        return await pyasyncml.load(str(model.path), instances=instances, threads=1)
+    async def native(**options: Any) -> Any:
+        return await pyasyncml.load(
+            str(model.path), instances=instances, threads=1, **options
+        )
 
     return Workload(
         name=model.name,
@@ -84,4 +90,10 @@ def workload(model: Model, instances: int) -> Workload:
         scope=torch.inference_mode,
         native=native,
         close=nothing_to_close,
+        batch=Batch(
+            native=pyasyncml.Batching(max_rows=NATIVE_ROWS),
+            most=GREEDY_ROWS,
+            join=torch.cat,
+            split=lambda output: output.unsqueeze(1).unbind(),
+        ),
     )

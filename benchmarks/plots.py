@@ -25,6 +25,8 @@ def plot(results: Results, path: Path) -> None:
         for name in dict.fromkeys(cell.workload for cell in closed)
         if len({cell.load for cell in closed if cell.workload == name}) > 1
     ]
+    if not workloads:
+        return  # nothing was measured under several loads
     figure, grid = pyplot.subplots(
         len(workloads),
         2,

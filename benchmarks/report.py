@@ -20,6 +20,10 @@ COLUMNS: tuple[tuple[str, Callable[[Run], float | None]], ...] = (
     ("lag max µs", lambda run: None if run.lag is None else run.lag.max_us),
     ("beats missed", lambda run: None if run.lag is None else run.lag.missed),
     ("unfinished", lambda run: run.unfinished),
+    ("in time/s", lambda run: run.goodput),
+    ("failed", lambda run: run.refused),
+    ("memory growth", lambda run: run.growth),
+    ("rows waiting", lambda run: run.waiting),
 )
 SPREAD_COLUMNS = ("req/s", "lag p99 µs")  # shown with their ends
 
@@ -29,6 +33,8 @@ LOADS = {
     "idle": "no requests",
     "floor": "{} threads",
     "alone": "{} in flight",
+    "ceiling": "batches of {}",
+    "overload": "{} x capacity",
 }
 
 
@@ -71,15 +77,21 @@ def _groups(results: Results) -> Iterable[tuple[str, list[Cell]]]:
 
 
 def _runs(results: Results, cells: list[Cell]) -> str:
+    runs = [run for cell in cells for run in results.cells[cell]]
+    columns = [
+        (title, read)
+        for title, read in COLUMNS
+        if any(read(run) is not None for run in runs)
+    ]
     rows = []
     for cell in cells:
         row = [LOADS[cell.mode].format(cell.load), cell.contender]
-        for title, read in COLUMNS:
+        for title, read in columns:
             values = [read(run) for run in results.cells[cell]]
             known = [value for value in values if value is not None]
             row.append(_cell(known, title in SPREAD_COLUMNS))
         rows.append(tuple(row))
-    return _table(("load", "contender", *(title for title, _ in COLUMNS)), rows)
+    return _table(("load", "contender", *(title for title, _ in columns)), rows)
 
 
 def _cell(values: list[float], ends: bool) -> str:

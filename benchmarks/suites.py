@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from . import contenders, echo, floors, load
-from .contenders import Contender, Workload
+from . import contenders, echo, floors, load, minilm, overload, text
+from .contenders import Contender, Starter, Workload
 from .load import Run
 from .results import Cell, Results
 
 IN_FLIGHT = (1, 8, 64, 512, 1024)
 ECHO_RATES = (1_000, 10_000, 30_000)
+BATCHED = ("tiny MLP", "MLP")
 OPEN_SHARE = 0.5  # of the C++ loop's requests per second, for the models' open loop
 
 
@@ -24,6 +26,7 @@ OPEN_SHARE = 0.5  # of the C++ loop's requests per second, for the models' open 
 class Plan:
     rounds: int
     seconds: float  # of one run
+    overload_seconds: float = 60.0  # of overload for each contender, over all rounds
 
     @property
     def warm(self) -> float:
@@ -40,10 +43,10 @@ class Stage:
         self._contenders: dict[str, Contender] = {}
         self._stack = AsyncExitStack()
 
-    async def open(self, names: Sequence[str]) -> None:
+    async def open(self, starters: Mapping[str, Starter]) -> None:
         self._stack.push_async_callback(self.workload.close)
-        for name in names:
-            contender = await contenders.starters()[name](self.workload)
+        for name, start in starters.items():
+            contender = await start(self.workload)
             self._stack.push_async_callback(contender.close)
             self._contenders[name] = contender
             await load.closed(contender, self.workload.x, 64, self._plan.warm)
@@ -51,28 +54,40 @@ class Stage:
     async def close(self) -> None:
         await self._stack.aclose()
 
-    def _turns(self, turn: int) -> Iterator[tuple[str, Contender]]:
-        """Everyone, starting with another one each round."""
-        pairs = list(self._contenders.items())
-        start = turn % len(pairs)
-        yield from pairs[start:] + pairs[:start]
+    def _input(self) -> Any:
+        """The same for everyone: of texts in turn, from the first on."""
+        if isinstance(self.workload.x, minilm.Texts):
+            self.workload.x.rewind()
+        return self.workload.x
+
+    def _turns(self, turn: int) -> list[tuple[str, Contender]]:
+        return rotated(self._contenders, turn)
 
     async def closed(self, turn: int, in_flight: int) -> None:
         for name, contender in self._turns(turn):
             run = await load.closed(
-                contender, self.workload.x, in_flight, self._plan.seconds
+                contender, self._input(), in_flight, self._plan.seconds
             )
             self._add("closed", in_flight, name, run)
 
     async def open_loop(self, turn: int, rate: int) -> None:
         for name, contender in self._turns(turn):
             run = await load.open_loop(
-                contender, self.workload.x, rate, self._plan.seconds, seed=turn
+                contender, self._input(), rate, self._plan.seconds, seed=turn
             )
             self._add("open", rate, name, run)
 
     async def idle(self) -> None:
         self._add("idle", 0, "idle loop", await load.idle(self._plan.seconds))
+
+    def ceiling(self, rows: int) -> None:
+        """The model alone, on one full batch again and again, on this thread."""
+        workload = self.workload
+        assert workload.batch is not None
+        rows = min(rows, workload.batch.native.max_rows)
+        x = workload.batch.join([workload.x] * rows)
+        run = load.alone(workload.run, x, rows, self._plan.seconds)
+        self._add("ceiling", rows, "model alone", run)
 
     def floor(self, threads: int, run: Run) -> None:
         cell = Cell(self.workload.name, threads, "floor", threads, "C++ loop")
@@ -84,9 +99,22 @@ class Stage:
         self._results.add(cell, run)
 
 
+def rotated(
+    everyone: Mapping[str, Contender], turn: int
+) -> list[tuple[str, Contender]]:
+    """Everyone, starting with another one each round."""
+    pairs = list(everyone.items())
+    start = turn % len(pairs)
+    return pairs[start:] + pairs[:start]
+
+
 def placements() -> tuple[str, ...]:
     """Where the loop's and the worker's thread may run: see native/pingpong.c."""
     return ("free", "apart") if len(os.sched_getaffinity(0)) > 1 else ("free",)
+
+
+def some(everyone: Mapping[str, Starter], *names: str) -> dict[str, Starter]:
+    return {name: everyone[name] for name in names}
 
 
 def say(text: str) -> None:
@@ -94,7 +122,7 @@ def say(text: str) -> None:
 
 
 async def echo_suite(results: Results, plan: Plan) -> None:
-    everyone = tuple(contenders.starters())
+    everyone = contenders.starters()
 
     say("alone in flight: ping-pong floor, native, native without spinning")
     with ExitStack() as stack:
@@ -130,7 +158,7 @@ async def echo_suite(results: Results, plan: Plan) -> None:
 async def torch_suite(results: Results, plan: Plan) -> None:
     from . import models
 
-    everyone = tuple(contenders.starters())
+    everyone = contenders.starters()
     with tempfile.TemporaryDirectory() as folder:
         for model in models.build(Path(folder)):
             say(model.name)
@@ -139,8 +167,8 @@ async def torch_suite(results: Results, plan: Plan) -> None:
                 two = Stage(results, plan, models.workload(model, instances=2))
                 noop = Stage(results, plan, await echo.workload(1, 0.0, one.workload.x))
                 await one.open(everyone)
-                await two.open(("native", "bridge", "executor"))
-                await noop.open(("direct",))
+                await two.open(some(everyone, "native", "bridge", "executor"))
+                await noop.open(some(everyone, "direct"))
                 rate = 0
                 for turn in range(plan.rounds):
                     for threads in (1, 2):
@@ -156,3 +184,81 @@ async def torch_suite(results: Results, plan: Plan) -> None:
                     await one.open_loop(turn, rate)
                 for stage in (noop, two, one):
                     await stage.close()
+
+
+async def batching_suite(results: Results, plan: Plan) -> None:
+    from . import models
+
+    with tempfile.TemporaryDirectory() as folder:
+        for model in models.build(Path(folder)):
+            if model.name not in BATCHED:
+                continue
+            workload = models.workload(model, instances=1)
+            workload = replace(workload, name=f"{model.name}, batches")
+            say(workload.name)
+            noop = await echo.workload(1, 0.0, workload.x)
+            noop = replace(noop, name=f"{model.name}, no-op")
+            stages = Stage(results, plan, workload), Stage(results, plan, noop)
+            await stages[0].open(contenders.batchers())
+            await stages[1].open(contenders.no_ops())
+            for turn in range(plan.rounds):
+                for in_flight in (64, 512):
+                    stages[0].ceiling(in_flight)
+                    for stage in stages:
+                        await stage.closed(turn, in_flight)
+            for stage in stages:
+                await stage.close()
+
+
+async def overload_suite(results: Results, plan: Plan) -> None:
+    from . import models
+
+    with tempfile.TemporaryDirectory() as folder:
+        mlp = next(m for m in models.build(Path(folder)) if m.name == "MLP")
+        for workload in (await overload.waiting_echo(), overload.mlp(mlp)):
+            say(f"{workload.name}: {overload.TIMES_CAPACITY} times its capacity")
+            # In a closed loop nobody is late: what can be served at all.
+            closed = Stage(results, plan, workload)
+            await closed.open({"native, batched": overload.native_batched})
+            async with AsyncExitStack() as stack:
+                ready = {}
+                for name, start in overload.CONTENDERS.items():
+                    ready[name] = await start(workload)
+                    stack.push_async_callback(ready[name].close)
+                for turn in range(plan.rounds):
+                    await closed.closed(turn, overload.CLOSED)
+                    cell = Cell(
+                        workload.name, 1, "closed", overload.CLOSED, "native, batched"
+                    )
+                    rate = overload.TIMES_CAPACITY * results.cells[cell][-1].rps
+                    for name, contender in rotated(ready, turn):
+                        run = await overload.overload(
+                            contender,
+                            workload.x,
+                            rate,
+                            plan.overload_seconds / plan.rounds,
+                            seed=turn,
+                        )
+                        mode, amount = "overload", overload.TIMES_CAPACITY
+                        results.add(Cell(workload.name, 1, mode, amount, name), run)
+            await closed.close()
+
+
+async def text_suite(results: Results, plan: Plan) -> None:
+    if missing := minilm.missing():
+        say(f"text: skipped, for want of {', '.join(missing)} (benchmarks/README.md)")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        workload, texts = minilm.workload(Path(folder))
+        say(workload.name)
+        plan = replace(plan, seconds=text.SLOWER * plan.seconds)
+        stage = Stage(results, plan, replace(workload, x=texts))
+        await stage.open(text.starters())
+        rate = 0
+        for turn in range(plan.rounds):
+            await stage.closed(turn, text.IN_FLIGHT)
+            if not rate:
+                cell = Cell(workload.name, 1, "closed", text.IN_FLIGHT, "greedy")
+                rate = int(text.OPEN_SHARE * results.cells[cell][0].rps) or 1
+            await stage.open_loop(turn, rate)
+        await stage.close()

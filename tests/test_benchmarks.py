@@ -8,18 +8,28 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from benchmarks import load, report
+from benchmarks import load, minilm, overload, report
 from benchmarks.beat import Beat
-from benchmarks.contenders import Contender, bridge, nothing_to_close, starters
+from benchmarks.contenders import (
+    Batch,
+    Contender,
+    batchers,
+    bridge,
+    greedy,
+    nothing_to_close,
+    starters,
+)
 from benchmarks.figures import figures
 from benchmarks.quantiles import quantile
 from benchmarks.results import Cell, Results
+from pyasyncml import Batching
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -97,6 +107,124 @@ def test_the_torch_suite_measures_every_contender_and_the_floor(tmp_path: Path) 
         assert threads == {1, 2}
     targets = {figure.target for figure in figures(results)}
     assert {0.95, 0.90, 3.0, 0.2} <= targets
+
+
+@pytest.mark.torch
+def test_the_batching_suite_measures_every_batcher_beside_the_no_op(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("torch")
+    results, text = smoke("batching", tmp_path)
+    for model in ("tiny MLP", "MLP"):
+        for workload, names in (
+            (f"{model}, batches", set(batchers())),
+            (f"{model}, no-op", {"native", "direct", "nothing"}),
+        ):
+            cells = [
+                cell
+                for cell in results.cells
+                if (cell.workload, cell.mode) == (workload, "closed")
+            ]
+            assert {cell.contender for cell in cells} == names
+            assert {cell.load for cell in cells} == {64, 512}
+            for cell in cells:
+                assert results.cells[cell][0].requests >= cell.load
+    decisive = [figure for figure in figures(results) if figure.target is not None]
+    assert {figure.target for figure in decisive} == {2.0, 1.5}
+    for figure in decisive:
+        assert figure.text in text
+
+
+@pytest.mark.torch
+def test_the_overload_suite_counts_for_everyone_what_was_answered_in_time(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("torch")
+    results, _ = smoke("overload", tmp_path)
+    for workload in (overload.ECHO, overload.MLP):
+        runs = {
+            cell.contender: runs
+            for cell, runs in results.cells.items()
+            if (cell.workload, cell.mode) == (workload, "overload")
+        }
+        assert set(runs) == set(overload.CONTENDERS)
+        for name, (run,) in runs.items():
+            assert run.goodput is not None, name
+            assert run.goodput <= run.requests / run.wall_s * 3, name
+            assert run.growth is not None, name
+            assert (run.waiting is not None) == name.startswith("native"), name
+        (rejecting,) = runs["native, deadlines, reject"]
+        assert rejecting.waiting is not None
+        assert rejecting.waiting <= overload.BOUND
+
+
+@pytest.mark.torch
+def test_the_text_suite_measures_every_batcher_or_says_what_it_lacks(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("torch")
+    results, _ = smoke("text", tmp_path)
+    everyone = set() if minilm.missing() else set(batchers())
+    for mode in ("closed", "open"):
+        cells = [cell for cell in results.cells if cell.mode == mode]
+        assert {cell.contender for cell in cells} == everyone
+
+
+def test_greedy_batches_drop_the_cancelled_and_fail_the_failing_one_alone() -> None:
+    seen = []
+
+    def inner(batch: list[int]) -> list[int]:
+        seen.append(batch)
+        if 3 in batch:
+            raise ValueError("three")
+        return [-x for x in batch]
+
+    async def main() -> list[Any]:
+        batch = Batch(Batching(), most=4, join=list, split=list)
+        workload = SimpleNamespace(inner=inner, scope=nullcontext, batch=batch)
+        contender = await greedy.start(workload)  # type: ignore[arg-type]
+        pending = [contender.infer(x) for x in range(6)]
+        pending[2].cancel()
+        answers = await asyncio.gather(*pending, return_exceptions=True)
+        await contender.close()
+        return answers
+
+    answers = asyncio.run(main())
+    assert seen == [[0, 1, 3], [0], [1], [3], [4, 5]]
+    assert answers[:2] == [0, -1]
+    assert isinstance(answers[2], asyncio.CancelledError)
+    assert str(answers[3]) == "three"
+    assert answers[4:] == [-4, -5]
+
+
+def test_greedy_batches_put_similar_sizes_together() -> None:
+    seen = []
+
+    def inner(batch: list[int]) -> list[int]:
+        seen.append(batch)
+        return batch
+
+    async def main() -> list[Any]:
+        batch = Batch(Batching(), most=4, join=list, split=list, size=abs)
+        workload = SimpleNamespace(inner=inner, scope=nullcontext, batch=batch)
+        contender = await greedy.start(workload)  # type: ignore[arg-type]
+        sizes = (90, 10, 11, 9, 100, 10, 8)
+        answers = await asyncio.gather(*map(contender.infer, sizes))
+        await contender.close()
+        assert answers == list(sizes)
+        return answers
+
+    asyncio.run(main())
+    assert seen == [[8, 9, 10, 10], [11], [90, 100]]
+
+
+def test_sentences_are_real_of_many_lengths_and_always_alike() -> None:
+    texts = minilm.sentences()
+    assert texts == minilm.sentences()
+    assert len(texts) == minilm.TEXTS == len(set(texts))
+    words = [len(text.split()) for text in texts]
+    assert min(words) >= 4
+    assert max(words) >= 40
 
 
 def test_beats_missed_by_a_blocked_loop_count_with_their_own_lag() -> None:

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
+
+from pyasyncml import Batching, Model
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How requests share a run: `native` is what `load` is asked for.
+
+    The rest is for those who batch by hand: at most `most` requests a run, `join` makes
+    one input of theirs, `split` gives each its part of the output; `size` is given
+    where inputs of similar size should share a batch.
+    """
+
+    native: Batching
+    most: int
+    join: Callable[[list[Any]], Any]
+    split: Callable[[Any], Sequence[Any]]
+    size: Callable[[Any], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -14,7 +33,8 @@ class Workload:
 
     `run` is a blocking call, ready to be used on any thread. `inner` is the same
     without what a thread needs to do only once, which is entering `scope()`.
-    `native` gives the same model as pyasyncml serves it; `close` is for the rest.
+    `native` gives the same model as pyasyncml serves it, and takes `load`'s options;
+    `close` is for the rest. `batch` is for those who batch by hand.
     """
 
     name: str
@@ -23,25 +43,33 @@ class Workload:
     run: Callable[[Any], Any]
     inner: Callable[[Any], Any]
     scope: Callable[[], AbstractContextManager[Any]]
-    native: Callable[[], Awaitable[Any]]
+    native: Callable[..., Awaitable[Any]]
     close: Callable[[], Awaitable[None]]
+    batch: Batch | None = None
 
 
 @dataclass(frozen=True)
 class Contender:
-    """`infer(x)` gives an awaitable or, where `blocking`, the result itself."""
+    """`infer(x)` gives an awaitable or, where `blocking`, the result itself.
+
+    `model`: of a native one, for its counters.
+    """
 
     name: str
-    infer: Callable[[Any], Any]
+    infer: Callable[..., Any]
     close: Callable[[], Awaitable[None]]
     blocking: bool = False
+    model: Model | None = None
 
 
 async def nothing_to_close() -> None:
     pass
 
 
-def starters() -> dict[str, Callable[[Workload], Awaitable[Contender]]]:
+Starter = Callable[[Workload], Awaitable[Contender]]
+
+
+def starters() -> dict[str, Starter]:
     """The contenders by name, in the order in which they take turns."""
     from . import bridge, direct, executor, native, to_thread
 
@@ -53,3 +81,29 @@ def starters() -> dict[str, Callable[[Workload], Awaitable[Contender]]]:
         "to_thread": to_thread.start,
         "direct": direct.start,
     }
+
+
+def batchers() -> dict[str, Starter]:
+    """Those who put requests together, and native without, as `starters` does.
+
+    With the packages that do it, where they are installed.
+    """
+    from . import async_batcher, batched_package, greedy, native
+
+    everyone: dict[str, Starter] = {
+        "native, batched": native.start_batched,
+        "greedy": greedy.start,
+        "native": native.start,
+    }
+    if find_spec("async_batcher"):
+        everyone["async-batcher"] = async_batcher.start
+    if find_spec("batched"):
+        everyone["batched"] = batched_package.start
+    return everyone
+
+
+def no_ops() -> dict[str, Starter]:
+    """What is left where the model costs nothing."""
+    from . import direct, native, nothing
+
+    return {"native": native.start, "direct": direct.start, "nothing": nothing.start}
