@@ -459,10 +459,10 @@ ops_past_the_bound_are_admitted_first_come_first_served(void)
     struct paml_op *a = add_op(scene, 3, 2), *b = add_op(scene, 2, 2);
     struct paml_op *c = add_urgent(scene, 1, 2, 9, 0);
 
-    CHECK((b->place == PAML_PARKED) && (c->place == PAML_PARKED) &&
+    CHECK(b->place == PAML_PARKED && c->place == PAML_PARKED &&
           scene->schedule.rows == 3);
     EXPECT(scene, DRAINED, a);
-    CHECK(!(b->place == PAML_PARKED) && !(c->place == PAML_PARKED));
+    CHECK(b->place != PAML_PARKED && c->place != PAML_PARKED);
     EXPECT(scene, DRAINED, c, b);
     scene_drop(scene);
 }
@@ -475,7 +475,7 @@ removed_while_parked_it_is_no_longer_in_the_way(void)
     struct paml_op *c = add_op(scene, 1, 2), *d = add_op(scene, 1, 2);
 
     paml_schedule_remove(&scene->schedule, b);
-    CHECK(!(c->place == PAML_PARKED) && (d->place == PAML_PARKED));
+    CHECK(c->place != PAML_PARKED && d->place == PAML_PARKED);
     paml_schedule_remove(&scene->schedule, d);
     EXPECT(scene, DRAINED, a, c);
     scene_drop(scene);

@@ -7,7 +7,9 @@ waiting_rows(const struct scene *scene, const bool *waits)
     int64_t rows = 0;
 
     for (int i = 0; i < scene->n_made; i++) {
-        rows += waits[i] && !scene->made[i]->op.parked ? scene->made[i]->op.rows : 0;
+        rows += waits[i] && scene->made[i]->op.place != PAML_PARKED
+                    ? scene->made[i]->op.rows
+                    : 0;
     }
     return rows;
 }
