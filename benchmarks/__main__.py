@@ -57,7 +57,12 @@ def main() -> int:
     plan = suites.Plan(arguments.rounds, arguments.seconds, arguments.overload_seconds)
 
     started, other = time.monotonic(), OtherLoad()
-    results = Results(machine(), {"rounds": plan.rounds, "seconds a run": plan.seconds})
+    settings = {
+        "rounds": plan.rounds,
+        "seconds a run": plan.seconds,
+        "seconds of overload": plan.overload_seconds,
+    }
+    results = Results(machine(), settings)
     for name, suite in SUITES.items():
         if arguments.what in ("all", name):
             asyncio.run(suite(results, plan))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from array import array
 from dataclasses import dataclass
 
 from .quantiles import quantile
@@ -34,7 +35,7 @@ class Beat:
         self._loop = loop
         self._timer = TimerFd()
         self._due = time.monotonic_ns() + PERIOD_NS
-        self._lags: list[int] = []
+        self._lags = array("q")  # a list would be seen to grow (overload.py)
         self._missed = 0
         self._timer.arm(self._due, PERIOD_NS)
         loop.add_reader(self._timer.fd, self._tick)

@@ -37,7 +37,7 @@ class Watch:
 
     def __init__(self, model: pyasyncml.Model | None) -> None:
         self._model = model
-        self._seen: list[int] = []
+        self._seen = array("q")
         self._waiting = 0
         self._task = asyncio.get_running_loop().create_task(self._look())
 
