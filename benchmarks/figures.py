@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import overload
+from . import overload, streams
 from .load import Run
 from .models import NATIVE_ROWS as BATCH_ROWS
 from .quantiles import Spread
@@ -76,6 +76,11 @@ def growth(run: Run) -> float:
     return run.growth
 
 
+def kept_up(run: Run) -> float:
+    assert run.streams is not None
+    return run.streams
+
+
 def waiting(run: Run) -> float:
     assert run.waiting is not None
     return run.waiting
@@ -139,6 +144,8 @@ def figures(results: Results) -> list[Figure]:
             _overload(reader, workload, target)
     if reader.has("MiniLM"):
         _text(reader)
+    if reader.has(streams.WORKLOAD):
+        _streams(reader)
     return reader.figures
 
 
@@ -278,6 +285,16 @@ def _overload(reader: _Reader, workload: str, target: float) -> None:
     rejecting = with_deadlines[1]
     rows = [most / overload.BOUND for most in rounds(waiting, rejecting)]
     reader.add(f"{text}, rows waiting, most / bound: {rejecting}", rows, AT_MOST, 1.0)
+
+
+def _streams(reader: _Reader) -> None:
+    name = streams.WORKLOAD
+    most = reader.rounds(kept_up, "native, sessions in batches", name, 0, 2, "streams")
+    for peer, target in (("executor, a call a chunk", 2.0), ("native, sessions", None)):
+        other = reader.rounds(kept_up, peer, name, 0, 2, "streams")
+        text = f"{name} under a p99 of 32 ms: native, sessions in batches / {peer}"
+        comparison = AT_LEAST if target else None
+        reader.add(text, _divided(most, other), comparison, target)
 
 
 def _text(reader: _Reader) -> None:

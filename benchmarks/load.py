@@ -42,6 +42,7 @@ class Run:
     unfinished: int = 0  # open loop: given up after DRAIN_SECONDS
     # With deadlines, under overload (overload.py):
     goodput: float | None = None  # answered in time, a second
+    streams: int | None = None  # the most that were kept up with
     growth: float | None = None  # of resident memory, from a quarter in to the end
     waiting: int | None = None  # the most rows that were seen in the model's queue
     refused: int | None = None  # requests that failed: their deadline, or the queue

@@ -23,9 +23,10 @@ COLUMNS: tuple[tuple[str, Callable[[Run], float | None]], ...] = (
     ("in time/s", lambda run: run.goodput),
     ("failed", lambda run: run.refused),
     ("memory growth", lambda run: run.growth),
+    ("streams", lambda run: run.streams),
     ("rows waiting", lambda run: run.waiting),
 )
-SPREAD_COLUMNS = ("req/s", "lag p99 µs")  # shown with their ends
+SPREAD_COLUMNS = ("req/s", "lag p99 µs", "streams")  # shown with their ends
 
 LOADS = {
     "closed": "{} in flight",
@@ -35,6 +36,7 @@ LOADS = {
     "alone": "{} in flight",
     "ceiling": "batches of {}",
     "overload": "{} x capacity",
+    "streams": "as many as it keeps up with",
 }
 
 

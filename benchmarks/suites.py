@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import contenders, echo, floors, load, minilm, overload, text
+from . import contenders, echo, floors, load, minilm, overload, streams, text
 from .contenders import Contender, Starter, Workload
 from .load import Run
 from .results import Cell, Results
@@ -242,6 +242,22 @@ async def overload_suite(results: Results, plan: Plan) -> None:
                         mode, amount = "overload", overload.TIMES_CAPACITY
                         results.add(Cell(workload.name, 1, mode, amount, name), run)
             await closed.close()
+
+
+async def streams_suite(results: Results, plan: Plan) -> None:
+    path = streams.detector()
+    if path is None:
+        say("streams: skipped, for want of silero-vad (benchmarks/README.md)")
+        return
+    say(streams.WORKLOAD)
+    seconds = streams.LONGER * plan.seconds
+    everyone = list(streams.contenders(path).items())
+    for turn in range(plan.rounds):
+        start = turn % len(everyone)
+        for name, opening in everyone[start:] + everyone[:start]:
+            count, run = await streams.most(opening, seconds)
+            cell = Cell(streams.WORKLOAD, 2, "streams", 0, name)
+            results.add(cell, replace(run, streams=count))
 
 
 async def text_suite(results: Results, plan: Plan) -> None:

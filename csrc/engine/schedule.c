@@ -21,6 +21,11 @@
 /* A cost counts against deadlines once it was seen in so many runs. */
 #define TRUSTED_RUNS 4
 
+/* An answer is not there when the run ends: the loop has to come by. So much earlier than
+   its deadline a request is taken to be due, or by a share of its time. */
+#define DELIVERY_NS 1000000
+#define DELIVERY_SHARE 32
+
 /* An estimate by which nothing can be met is tried again after so long. */
 #define PROBE_NS INT64_C(1000000000)
 
@@ -527,6 +532,14 @@ window_keep_similar(struct window *window, struct paml_group *group, int64_t max
     return dropped;
 }
 
+static int64_t
+due_of(const struct paml_op *op)
+{
+    int64_t early = (op->deadline_ns - op->submitted_ns) / DELIVERY_SHARE;
+
+    return op->deadline_ns - (early < DELIVERY_NS ? early : DELIVERY_NS);
+}
+
 /* Whether all that a full batch would hold are in time. */
 static bool
 window_is_in_time(const struct window *window, const struct paml_line *line,
@@ -540,8 +553,8 @@ window_is_in_time(const struct window *window, const struct paml_line *line,
             break;
         }
         rows += op->rows;
-        if (op->deadline_ns != 0 && op->deadline_ns < earliest) {
-            earliest = op->deadline_ns;
+        if (op->deadline_ns != 0 && due_of(op) < earliest) {
+            earliest = due_of(op);
         }
     }
     return earliest == INT64_MAX ||
@@ -560,7 +573,8 @@ window_plan(struct paml_schedule *schedule, struct window *window,
 
     for (uint32_t i = 0; i < window->n; i++) {
         const struct paml_op *op = window->ops[i];
-        items[i] = (struct paml_plan_item){op->deadline_ns, op->rows, op->priority};
+        items[i] = (struct paml_plan_item){op->deadline_ns != 0 ? due_of(op) : 0,
+                                           op->rows, op->priority};
         if (op->deadline_ns > window->ops[probe]->deadline_ns) {
             probe = i;
         }
