@@ -167,7 +167,7 @@ def contenders(path: str) -> dict[str, Open]:
 
 
 async def _play(streams: list[Stream], seconds: float, latencies: Latencies) -> None:
-    """Sends every stream's chunks at their moments, then waits for what is under way."""
+    """Sends every stream's chunks at their moments, and waits for what is under way."""
     import torch
 
     loop = asyncio.get_running_loop()
@@ -217,12 +217,15 @@ def keeps_up(run: Run) -> bool:
     return run.unfinished == 0 and (run.p99_us or 0) <= 1e6 * PERIOD
 
 
-async def most(start: Open, seconds: float) -> tuple[int, Run]:
+async def most(start: Open, seconds: float, trials: int) -> tuple[int, Run]:
     """The largest number of streams that was kept up with, and the run with it."""
     count, best = FIRST, 0
     best_run = run = await trial(start, count, seconds)
     while keeps_up(run):
         best, best_run = count, run
+        trials -= 1
+        if trials == 0:
+            break
         count = int(count * GROWTH) + 1
         run = await trial(start, count, seconds)
     return best, best_run

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import load, minilm, overload, report
+from benchmarks import load, minilm, overload, report, streams
 from benchmarks.beat import Beat
 from benchmarks.contenders import (
     Batch,
@@ -169,6 +169,21 @@ def test_the_text_suite_measures_every_batcher_or_says_what_it_lacks(
     for mode in ("closed", "open"):
         cells = [cell for cell in results.cells if cell.mode == mode]
         assert {cell.contender for cell in cells} == everyone
+
+
+@pytest.mark.torch
+def test_the_streams_suite_counts_for_everyone_what_was_kept_up_with(
+    tmp_path: Path,
+) -> None:
+    if streams.detector() is None:
+        pytest.skip("silero-vad is not installed")
+    results, text = smoke("streams", tmp_path)
+    assert {cell.contender for cell in results.cells} == set(streams.contenders(""))
+    for cell, (run,) in results.cells.items():
+        assert run.streams is not None, cell
+        assert run.requests >= streams.FIRST, cell
+    for figure in figures(results):
+        assert figure.text in text
 
 
 def test_greedy_batches_drop_the_cancelled_and_fail_the_failing_one_alone() -> None:
