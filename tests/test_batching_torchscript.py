@@ -157,3 +157,36 @@ def test_mask_of_a_named_input_is_made_and_outputs_are_unpadded(run, tmp_path):
             assert model.stats().padding_waste == pytest.approx(4 / 32)
 
     run(main)
+
+
+class Refusing(torch.nn.Module):
+    """Can't run in one shape."""
+
+    def __init__(self, rows: int, length: int) -> None:
+        super().__init__()
+        self.rows, self.length = rows, length
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] == self.rows and x.shape[1] == self.length:
+            raise ValueError("not this shape")
+        return (x * mask).sum(1)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 5])
+@pytest.mark.parametrize("length", [4, 16])
+def test_every_bucket_and_size_is_run_before_the_model_is_ready(tmp_path, rows, length):
+    batching = ml.Batching(
+        max_rows=5, pad=ml.Pad(LENGTH, mask=1), buckets={"length": (4, 16)}
+    )
+    x = torch.ones(1, 3), torch.ones(1, 3, dtype=torch.int64)
+
+    async def main():
+        path = archive(tmp_path, Refusing(rows, length))
+        with pytest.raises(ml.LoadError, match="warm-up.*not this shape"):
+            await ml.load(path, inputs=x, batching=batching)
+        async with ml.load(
+            archive(tmp_path, Refusing(3, 3)), inputs=x, instances=2, batching=batching
+        ) as model:
+            assert float((await model.infer(x[0]))[0]) == 3
+
+    asyncio.run(main())

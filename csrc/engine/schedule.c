@@ -21,8 +21,8 @@
 /* A cost counts against deadlines once it was seen in so many runs. */
 #define TRUSTED_RUNS 4
 
-/* An answer is not there when the run ends: the loop has to come by. So much earlier than
-   its deadline a request is taken to be due, or by a share of its time. */
+/* An answer is not there when the run ends: the loop has to come by. So much earlier
+   than its deadline a request is taken to be due, or by a share of its time. */
 #define DELIVERY_NS 1000000
 #define DELIVERY_SHARE 32
 

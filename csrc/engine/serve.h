@@ -14,10 +14,11 @@
 void paml_serve_batch(struct paml_worker *worker, void *instance,
                       struct paml_error *error);
 
-/* Runs the example a few times, in the sizes that batches will have, so that kernels
-   are picked and costs known before anybody waits. */
+/* warm_up.c: runs the example a few times, in the sizes and buckets that batches will
+   have, so that kernels are picked and costs known before anybody waits. */
 int paml_serve_warm_up(struct paml_worker *worker, void *instance,
-                       struct paml_op *example, int runs, struct paml_error *error);
+                       const struct paml_op *example, int runs,
+                       struct paml_error *error);
 
 /* worker.c: gives an answered op to its mailbox, and rings for those that were. */
 void paml_worker_post(struct paml_worker *worker, struct paml_op *op, int64_t now_ns);
