@@ -144,6 +144,11 @@ def load(
             functools.partial(load_again, name=title),
         )
     if callable(source):
+        if inline_below:
+            raise ValueError(
+                "inline_below: a live module or callable runs on a worker only; where "
+                "the loop may wait for it, call it"
+            )
         if batching is not None:
             raise ValueError(
                 "batching: a live module or callable runs one request at a time; "

@@ -28,6 +28,7 @@ COPIED = (
     "pyasyncml",
     "tests",
     "examples",
+    "docs",
     "setup.py",
     "pyproject.toml",
     "README.md",

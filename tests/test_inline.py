@@ -71,8 +71,9 @@ def test_busy_model_is_left_alone(run):
         async with await echo(inline_below=0.5) as model:
             await learn(model, 1.0)
             model.hold()
+            runs = model.runs
             text = model.infer("text")  # not learned: to the worker, which is held
-            await model.begun(model.runs)
+            await model.begun(runs + 1)
             future = model.infer(2.0)
             assert not future.done()
             model.release()
@@ -148,5 +149,32 @@ def test_torch_model_runs_inline_and_leaves_the_callers_threads_alone(tmp_path):
             assert torch.get_num_threads() == threads
             with torch.inference_mode():
                 assert torch.equal(await future, module(x))
+
+    asyncio.run(main())
+
+
+def test_callable_is_never_run_inline():
+    with pytest.raises(ValueError, match="inline_below: a live module or callable"):
+        ml.load(abs, inline_below=0.5)
+
+
+@pytest.mark.torch
+def test_requests_that_need_padding_go_to_the_workers(tmp_path):
+    torch = pytest.importorskip("torch")
+
+    class Masked(torch.nn.Module):
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return (x * mask).sum(1)
+
+    path = tmp_path / "masked.pt"
+    torch.jit.script(Masked()).save(str(path))
+    x = torch.ones(1, 3)
+
+    async def main():
+        batching = ml.Batching(pad=ml.Pad({"length": {"x": 1}}, mask="mask"))
+        async with ml.load(str(path), inline_below=0.5, batching=batching) as model:
+            for _ in range(10):
+                assert (await model.infer(x)).tolist() == [3]
+            assert model.stats().inlined == 0
 
     asyncio.run(main())

@@ -115,7 +115,7 @@ def test_waiting_requests_are_cancelled_and_expire_in_the_queue_they_are_in(run)
             model.hold()
             old = [model.infer(n) for n in range(7)]
             await model.begun(1)
-            late = model.infer(7, timeout=0.01)
+            late = model.infer(7, timeout=0.5)
             reload = asyncio.ensure_future(model.reload())
             while model.runs:  # of the new script: none
                 await asyncio.sleep(0)

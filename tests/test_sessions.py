@@ -151,6 +151,46 @@ def test_reset_counts_for_what_is_submitted_after_it(run, path):
     run(main)
 
 
+@pytest.mark.parametrize("fate", ["cancelled", "late", "refused"])
+def test_reset_holds_also_where_the_next_chunk_never_runs(run, path, fate):
+    async def main():
+        queue = ml.Queue(max_rows=1_000, when_full="reject", max_bytes=1_000)
+        async with ml.load(path, queue=queue) as model:
+            session = model.session(total=ZERO)
+            futures = [session.infer(number(1)) for _ in range(3)]
+            session.reset()
+            if fate == "cancelled":
+                gone = session.infer(number(1))
+                gone.cancel()
+            elif fate == "late":
+                gone = session.infer(number(1), timeout=0)
+            else:
+                gone = session.infer(np.ones((1_000, 1), np.float32))
+            futures += [session.infer(number(1)), session.infer(number(1))]
+            await asyncio.wait([gone])
+            sums = [float(y[0, 0]) for y in await asyncio.gather(*futures)]
+            assert sums == [1, 2, 3, 1, 2]
+            assert gone.cancelled() or gone.exception() is not None
+
+    run(main)
+
+
+def test_what_sessions_hold_counts_towards_the_queues_bound(run, path):
+    async def main():
+        queue = ml.Queue(max_rows=4, when_full="drop_lowest")
+        async with ml.load(path, queue=queue) as model:
+            session = model.session(total=ZERO)
+            futures = [session.infer(number(1)) for _ in range(300)]
+            outcomes = await asyncio.gather(*futures, return_exceptions=True)
+            served = [float(y[0, 0]) for y in outcomes if isinstance(y, np.ndarray)]
+            assert served == list(range(1, len(served) + 1))
+            refused = [y for y in outcomes if isinstance(y, ml.QueueFull)]
+            assert len(refused) == 300 - len(served) > 0
+            assert model.stats().waiting == 0
+
+    run(main)
+
+
 def test_what_the_caller_does_to_a_result_does_not_reach_the_state(run, path):
     """The model gives one tensor twice: as its result and as the state."""
 

@@ -13,7 +13,6 @@ struct parcel {
     void *owner;
     void (*release)(void *owner);
     size_t bytes;
-    size_t bytes_below; /* of the list from here on */
 };
 
 /* What `head` holds while nobody is home: no parcel lives at this address. */
@@ -25,6 +24,7 @@ static struct parcel nobody;
 
 struct paml_home {
     _Alignas(64) _Atomic(struct parcel *) head;
+    atomic_size_t kept; /* bytes in the list, and on their way to it */
     /* EVERYONE less the parcels that were freed elsewhere; from the end on how many are
        still out. The last one ends the home. */
     _Alignas(64) atomic_int_least64_t elsewhere;
@@ -40,6 +40,7 @@ paml_home_new(void)
 
     if (home != NULL) {
         atomic_init(&home->head, NULL);
+        atomic_init(&home->kept, 0);
         atomic_init(&home->elsewhere, EVERYONE);
         home->spare = NULL;
         home->n_spare = 0;
@@ -65,21 +66,23 @@ parcel_release(void *owner)
 {
     struct parcel *parcel = owner;
     struct paml_home *home = parcel->home;
-    /* acquire: the head's `bytes_below` was written before the head was. */
-    struct parcel *head = atomic_load_explicit(&home->head, memory_order_acquire);
+    struct parcel *head = atomic_load_explicit(&home->head, memory_order_relaxed);
+    size_t kept;
 
-    while (head != NOBODY) {
-        parcel->next = head;
-        parcel->bytes_below = parcel->bytes + (head != NULL ? head->bytes_below : 0);
-        if (parcel->bytes_below > KEPT_BYTES) {
-            break;
+    if (head != NOBODY) {
+        /* Before it is in the list: after that the home may be gone. */
+        kept =
+            atomic_fetch_add_explicit(&home->kept, parcel->bytes, memory_order_relaxed);
+        while (kept + parcel->bytes <= KEPT_BYTES && head != NOBODY) {
+            parcel->next = head;
+            /* release: pairs with the exchange in home_unpack. */
+            if (atomic_compare_exchange_weak_explicit(&home->head, &head, parcel,
+                                                      memory_order_release,
+                                                      memory_order_relaxed)) {
+                return;
+            }
         }
-        /* release: pairs with the exchange in home_unpack. */
-        if (atomic_compare_exchange_weak_explicit(&home->head, &head, parcel,
-                                                  memory_order_release,
-                                                  memory_order_acquire)) {
-            return;
-        }
+        atomic_fetch_sub_explicit(&home->kept, parcel->bytes, memory_order_relaxed);
     }
     parcel->release(parcel->owner);
     free(parcel);
@@ -94,12 +97,14 @@ home_unpack(struct paml_home *home, struct parcel *left)
     struct parcel *parcel =
         atomic_exchange_explicit(&home->head, left, memory_order_acquire);
     struct parcel *next;
+    size_t bytes = 0;
 
     if (parcel == NOBODY) {
         return;
     }
     for (; parcel != NULL; parcel = next) {
         next = parcel->next;
+        bytes += parcel->bytes;
         parcel->release(parcel->owner);
         home->out--;
         if (home->n_spare < SPARE_MOST) {
@@ -110,6 +115,7 @@ home_unpack(struct paml_home *home, struct parcel *left)
             free(parcel);
         }
     }
+    atomic_fetch_sub_explicit(&home->kept, bytes, memory_order_relaxed);
 }
 
 /* Thread: the worker. Locks: none. */

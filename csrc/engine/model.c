@@ -99,7 +99,7 @@ static void
 post_out_of_turn(struct paml_op *op)
 {
     if (op->session != NULL && op->place != PAML_HELD) {
-        paml_queue_pass_on(op->session);
+        paml_queue_pass_on(op->session, op->fresh);
     }
     paml_mailbox_post(op->mailbox, op);
 }

@@ -54,6 +54,7 @@ struct paml_model;
 /* A ring that a worker owes a mailbox. Owner: the worker. */
 struct paml_debt {
     struct paml_mailbox *mailbox; /* NULL: none */
+    bool guarded;                 /* the alarm is set */
     int64_t due_ns;
     int64_t usual_run_ns; /* moving average */
 };

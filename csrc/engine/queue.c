@@ -74,7 +74,6 @@ paml_queue_init(struct paml_queue *queue, const struct paml_batching *batching,
     paml_schedule_init(&queue->schedule, batching,
                        limits->when_full == PAML_FULL_WAIT ? limits->max_rows
                                                            : INT64_MAX / 2);
-    queue->looked = 0;
     queue->limits = *limits;
     queue->emptied = false;
 }
@@ -240,14 +239,19 @@ static struct paml_op *
 queue_drop(struct paml_queue *queue)
 {
     struct paml_op *dropped = NULL, *op;
+    enum paml_place place;
 
     pthread_mutex_lock(&queue->lock);
     queue_sort_inbox(queue, NULL);
-    while (queue->schedule.rows > queue->limits.max_rows &&
+    while (paml_queue_rows(queue) > queue->limits.max_rows &&
            (op = paml_schedule_least(&queue->schedule)) != NULL) {
-        paml_schedule_remove(&queue->schedule, op);
+        place = op->place;
+        if (!paml_schedule_remove(&queue->schedule, op)) {
+            break; /* its session is letting it in */
+        }
         queue_uncount(queue, op);
         paml_op_set_state(op, PAML_OP_CLAIMED);
+        op->place = place; /* tells whether its session was busy with it */
         op->next = dropped;
         dropped = op;
     }
@@ -405,26 +409,27 @@ queue_count_out(struct paml_queue *queue)
     return false;
 }
 
-/* Whether ops have come since the last take. Locks: the caller holds `lock`. */
+/* Whether ops have come since that take. Locks: the caller holds `lock`. */
 static bool
-queue_has_more(struct paml_queue *queue)
+queue_has_more(struct paml_queue *queue, const struct paml_batch *batch)
 {
     return atomic_load_explicit(&queue->inbox, memory_order_seq_cst) != NULL ||
-           queue->schedule.sequence != queue->looked;
+           queue->schedule.sequence != batch->seen;
 }
 
 /* Thread: worker. Locks: takes `lock`. */
 static void
-queue_sleep(struct paml_queue *queue, int64_t until_ns)
+queue_sleep(struct paml_queue *queue, const struct paml_batch *batch)
 {
+    int64_t until_ns = batch->wait_until_ns;
     bool news;
 
     atomic_fetch_add_explicit(&queue->sleepers, 1, memory_order_seq_cst);
     /* Under the lock, so that no op is just then between inbox and list. Where what is
-       listed waits too, somebody else (a cancel, a look at the health) may have listed
-       more since a worker last chose: those are news. */
+       listed waits too, somebody else (another worker, a cancel, a look at the health)
+       may have listed more since this worker chose: those are news. */
     pthread_mutex_lock(&queue->lock);
-    news = until_ns == 0 ? paml_queue_has_news(queue) : queue_has_more(queue);
+    news = until_ns == 0 ? paml_queue_has_news(queue) : queue_has_more(queue, batch);
     pthread_mutex_unlock(&queue->lock);
     if (news && queue_count_out(queue)) {
         return;
@@ -469,7 +474,7 @@ paml_queue_take(struct paml_queue *queue, const struct paml_cost_model *cost,
         }
         queue_publish(queue);
     }
-    queue->looked = queue->schedule.sequence;
+    batch->seen = queue->schedule.sequence;
     more = queue->schedule.count > 0;
     *closed = *closed && !more;
     pthread_mutex_unlock(&queue->lock);
@@ -481,16 +486,16 @@ paml_queue_take(struct paml_queue *queue, const struct paml_cost_model *cost,
 /* Thread: worker. GIL: not held. Locks: takes `lock`. */
 void
 paml_queue_wait(struct paml_queue *queue, struct paml_patience *patience,
-                int64_t until_ns)
+                const struct paml_batch *batch)
 {
     int64_t dry_ns = paml_now_ns(), gap;
 
-    if (until_ns != 0) {
-        queue_sleep(queue, until_ns); /* what is listed waits too */
+    if (batch->wait_until_ns != 0) {
+        queue_sleep(queue, batch); /* what is listed waits too */
         return;
     }
     if (!paml_queue_has_news(queue) && !queue_spin(queue, patience)) {
-        queue_sleep(queue, 0);
+        queue_sleep(queue, batch);
     }
     queue_await_burst(queue);
     /* A long silence must not take long to unlearn. */
@@ -516,12 +521,11 @@ queue_admit_next(struct paml_op *op)
         paml_op_set_state(op, PAML_OP_CLAIMED);
     }
     queue_publish(queue);
-    pthread_mutex_unlock(&queue->lock);
-    if (emptied) {
-        return op;
+    if (!emptied) {
+        queue_wake_one(queue); /* under the lock: without it the queue may be gone */
     }
-    queue_wake_one(queue);
-    return NULL;
+    pthread_mutex_unlock(&queue->lock);
+    return emptied ? op : NULL;
 }
 
 /* Ops of a queue that nobody serves, one session's after the other.
@@ -530,14 +534,16 @@ static void
 queue_answer_closed(struct paml_op *op)
 {
     struct paml_session *session;
+    bool fresh;
 
     while (op != NULL) {
         session = op->session;
+        fresh = op->fresh;
         atomic_fetch_add_explicit(&session->refs, 1, memory_order_relaxed);
         paml_op_fail(op, PAML_ERR_CLOSED,
                      "the model was closed before the request ran");
         paml_mailbox_post(op->mailbox, op);
-        op = paml_session_next(session);
+        op = paml_session_next(session, fresh);
         op = op != NULL ? queue_admit_next(op) : NULL;
         paml_session_unref(session);
     }
@@ -545,9 +551,9 @@ queue_answer_closed(struct paml_op *op)
 
 /* Thread: any. Locks: takes the session's, then `lock` of the next op's queue. */
 void
-paml_queue_pass_on(struct paml_session *session)
+paml_queue_pass_on(struct paml_session *session, bool fresh)
 {
-    struct paml_op *next = paml_session_next(session);
+    struct paml_op *next = paml_session_next(session, fresh);
 
     if (next != NULL) {
         queue_answer_closed(queue_admit_next(next));
@@ -559,30 +565,34 @@ bool
 paml_queue_remove(struct paml_queue *queue, struct paml_op *op)
 {
     struct paml_op *next = NULL;
-    bool waiting, leads = false;
+    bool waiting, leads = false, more = false;
+    uint64_t sequence;
 
     pthread_mutex_lock(&queue->lock);
     waiting = atomic_load_explicit(&op->state, memory_order_relaxed) == PAML_OP_WAITING;
     if (waiting) {
         queue_sort_inbox(queue, NULL);
         leads = op->session != NULL && op->place != PAML_HELD;
+        sequence = queue->schedule.sequence;
         waiting = paml_schedule_remove(&queue->schedule, op);
     }
     if (waiting) {
         queue_uncount(queue, op);
         paml_op_set_state(op, PAML_OP_NEW);
-        if (leads && (next = paml_session_next(op->session)) != NULL &&
+        if (leads && (next = paml_session_next(op->session, op->fresh)) != NULL &&
             next->queue == queue) {
             /* At once, or the workers of a closed queue might leave before. */
             paml_schedule_add_next(&queue->schedule, next);
             next = NULL;
         }
+        more = queue->schedule.sequence != sequence; /* some were let in instead */
         queue_publish(queue);
     }
     pthread_mutex_unlock(&queue->lock);
     if (next != NULL) {
         queue_answer_closed(queue_admit_next(next));
-    } else if (leads) {
+    }
+    if (more) {
         queue_wake_one(queue);
     }
     return waiting;

@@ -57,7 +57,6 @@ struct paml_queue {
     bool emptied;      /* nobody serves it any more */
     atomic_int listed; /* ops in the schedule that may be taken; written under lock */
     struct paml_schedule schedule;
-    uint64_t looked; /* schedule.sequence at the last take */
     struct paml_queue_limits limits;
 };
 
@@ -95,9 +94,9 @@ void paml_queue_take(struct paml_queue *queue, const struct paml_cost_model *cos
 /* Whether a take would find something, or the end. */
 bool paml_queue_has_news(struct paml_queue *queue);
 
-/* Returns when a take may find something, or at `until_ns` (0: never). */
+/* Returns when a take may find something, `batch` being what the last one gave. */
 void paml_queue_wait(struct paml_queue *queue, struct paml_patience *patience,
-                     int64_t until_ns);
+                     const struct paml_batch *batch);
 
 /* Workers come (1) and go (-1). */
 void paml_queue_attend(int workers);
@@ -105,9 +104,9 @@ void paml_queue_attend(int workers);
 /* Whether every processor has a worker at work: nobody else should spin then. */
 bool paml_queue_crowded(void);
 
-/* A session's op is through: the next one, if there is one, is let into its queue, or
-   answered where nobody serves that any more. */
-void paml_queue_pass_on(struct paml_session *session);
+/* A session's op is through (`fresh`: see session.h): the next one, if there is one, is
+   let into its queue, or answered where nobody serves that any more. */
+void paml_queue_pass_on(struct paml_session *session, bool fresh);
 
 /* True: the op was WAITING and is the caller's again. False: a worker has it, or had.
  */

@@ -300,6 +300,13 @@ paml_schedule_least(const struct paml_schedule *schedule)
             least = op;
         }
     }
+    /* The first of the held came last. */
+    for (op = schedule->held; op != NULL; op = op->newer) {
+        if (least == NULL || op->priority < least->priority ||
+            (op->priority == least->priority && least->place != PAML_HELD)) {
+            least = op;
+        }
+    }
     return least;
 }
 

@@ -68,6 +68,7 @@ struct paml_batch {
     int64_t rows;
     enum paml_release release;
     struct paml_op *hopeless; /* CLAIMED, linked by next: to be answered */
+    uint64_t seen;            /* schedule.sequence when it was taken */
     int64_t wait_until_ns;    /* n == 0: a batch will be released then; 0: none */
 };
 

@@ -50,9 +50,11 @@ timed_run(struct serving *serving, struct paml_run *run, const struct paml_op *f
     struct paml_worker *worker = serving->worker;
     struct paml_model *model = worker->model;
     struct paml_worker_stats *stats = &worker->stats;
-    int64_t begun = paml_now_ns(), ended;
+    int64_t begun, ended;
     int code;
 
+    paml_worker_before_run(worker);
+    begun = paml_now_ns();
     atomic_store_explicit(&stats->running_since_ns, begun, memory_order_relaxed);
     code = model->backend->run(serving->instance, run, serving->error);
     ended = paml_now_ns();
@@ -95,7 +97,7 @@ answer(struct serving *serving, struct job *job)
     if (session != NULL) {
         /* Before the post: the op's reference goes with it. */
         paml_session_take_back(job->op);
-        paml_queue_pass_on(session);
+        paml_queue_pass_on(session, job->op->fresh);
     }
     paml_worker_post(serving->worker, job->op, serving->now_ns);
 }
@@ -233,7 +235,6 @@ run_halves(struct serving *serving, struct paml_slice *slices, struct job **jobs
         second_jobs[rest++] = jobs[i];
     }
     run_slices(serving, slices, jobs, cut);
-    paml_worker_pay(serving->worker); /* who has an answer needn't wait for the rest */
     run_slices(serving, second, second_jobs, rest);
 
 done:
@@ -408,6 +409,21 @@ serve_together(struct serving *serving, struct paml_batch *batch)
     }
 }
 
+/* Says why it isn't even tried. */
+static void
+fail_hopeless(const struct serving *serving, struct paml_op *op)
+{
+    uint64_t key = paml_batch_cost_key(serving->batching, op);
+    int64_t run_ns = paml_cost_predict(&serving->worker->cost, key, op->rows);
+    char message[128];
+
+    snprintf(message, sizeof(message),
+             "timeout=%.6g can't be met any more: such a run has been taking %.3g s",
+             (double)(op->deadline_ns - op->submitted_ns) / PAML_SECOND,
+             (double)run_ns / PAML_SECOND);
+    paml_op_fail(op, PAML_ERR_DEADLINE, message);
+}
+
 /* Thread: worker. GIL: not held. Locks: none. */
 void
 paml_serve_batch(struct paml_worker *worker, void *instance, struct paml_error *error)
@@ -425,7 +441,7 @@ paml_serve_batch(struct paml_worker *worker, void *instance, struct paml_error *
     while ((op = batch->hopeless) != NULL) {
         struct job job = {.op = op};
         batch->hopeless = op->next;
-        paml_op_fail(op, PAML_ERR_DEADLINE, NULL);
+        fail_hopeless(&serving, op);
         paml_count(&worker->stats.expired, 1);
         answer(&serving, &job);
     }

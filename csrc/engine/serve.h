@@ -20,8 +20,9 @@ int paml_serve_warm_up(struct paml_worker *worker, void *instance,
                        const struct paml_op *example, int runs,
                        struct paml_error *error);
 
-/* worker.c: gives an answered op to its mailbox, and rings for those that were. */
+/* worker.c: gives an answered op to its mailbox. Before a run rings for those that were
+   answered outside one: nobody else would, for as long as it takes. */
 void paml_worker_post(struct paml_worker *worker, struct paml_op *op, int64_t now_ns);
-void paml_worker_pay(struct paml_worker *worker);
+void paml_worker_before_run(struct paml_worker *worker);
 
 #endif

@@ -43,6 +43,16 @@ paml_session_unref(struct paml_session *session)
     }
 }
 
+/* Back to the beginning. Thread: whoever has the busy op. Locks: none. */
+static void
+session_restart(struct paml_session *session)
+{
+    for (uint32_t i = 0; i < session->n_states; i++) {
+        paml_value_release(&session->state[i]);
+        session->state[i].kind = PAML_NONE;
+    }
+}
+
 /* Thread: any. Locks: takes `lock`, under a queue's. */
 bool
 paml_session_enter(struct paml_session *session, struct paml_op *op)
@@ -52,6 +62,8 @@ paml_session_enter(struct paml_session *session, struct paml_op *op)
     pthread_mutex_lock(&session->lock);
     entered = !session->busy;
     session->busy = true;
+    op->fresh = op->fresh || session->heir_restarts;
+    session->heir_restarts = false;
     if (!entered) {
         op->next = NULL;
         op->previous = session->last;
@@ -78,6 +90,14 @@ paml_session_leave(struct paml_session *session, struct paml_op *op)
 
     pthread_mutex_lock(&session->lock);
     held = session->first == op || op->previous != NULL;
+    if (held && op->fresh) {
+        /* The next one starts from the beginning instead. */
+        if (op->next != NULL) {
+            op->next->fresh = true;
+        } else {
+            session->heir_restarts = true;
+        }
+    }
     if (held) {
         session_unlink(session, op);
     }
@@ -85,12 +105,15 @@ paml_session_leave(struct paml_session *session, struct paml_op *op)
     return held;
 }
 
-/* Thread: any. Locks: takes `lock`. */
+/* Thread: whoever has the busy op. Locks: takes `lock`. */
 struct paml_op *
-paml_session_next(struct paml_session *session)
+paml_session_next(struct paml_session *session, bool fresh)
 {
     struct paml_op *next;
 
+    if (fresh) {
+        session_restart(session); /* it didn't get to */
+    }
     pthread_mutex_lock(&session->lock);
     next = session->first;
     if (next != NULL) {
@@ -118,11 +141,10 @@ paml_session_lend(struct paml_op *op)
 {
     struct paml_session *session = op->session;
 
+    if (op->fresh) {
+        session_restart(session);
+    }
     for (uint32_t i = 0; i < session->n_states; i++) {
-        if (op->fresh) {
-            paml_value_release(&session->state[i]);
-            session->state[i].kind = PAML_NONE;
-        }
         op->inputs[op->slots[i]] =
             borrowed(session->state[i].kind == PAML_NONE ? &session->initial[i]
                                                          : &session->state[i]);

@@ -9,8 +9,9 @@
  * good (paml_session_next) puts the next one into the queue that it was pushed to.
  *
  * Owner: reference counted: the maker's, and one for each of its ops. Lock: `lock`
- * guards busy and the list; it may be taken under a queue's, never the other way round.
- * State belongs to whoever runs the busy op; what it starts from never changes.
+ * guards heir_restarts, busy and the list; it may be taken under a queue's, never the
+ * other way round. State belongs to whoever runs the busy op; what it starts from never
+ * changes.
  */
 #ifndef PAML_SESSION_H
 #define PAML_SESSION_H
@@ -29,6 +30,7 @@ struct paml_session {
     struct paml_value state[PAML_STATES_MOST]; /* PAML_NONE: as in the beginning */
     bool restart; /* the maker's: the next request starts from the beginning */
     pthread_mutex_t lock;
+    bool heir_restarts; /* so does the next op, since the one that was to is gone */
     bool busy;
     struct paml_op *first, *last; /* held: next, previous */
 };
@@ -42,9 +44,10 @@ void paml_session_unref(struct paml_session *session);
 bool paml_session_enter(struct paml_session *session, struct paml_op *op);
 /* Takes a held op out. False: paml_session_next() has. */
 bool paml_session_leave(struct paml_session *session, struct paml_op *op);
-/* The busy op is through: the next one, which the session is busy with from now on, or
-   NULL. It stays in its queue's books as held. */
-struct paml_op *paml_session_next(struct paml_session *session);
+/* The busy op is through, whose `fresh` that is (it is cleared by a run): the next one,
+   which the session is busy with from now on, or NULL. It stays in its queue's books as
+   held. */
+struct paml_op *paml_session_next(struct paml_session *session, bool fresh);
 
 /* Before a run: the op's inputs get the state. After it: they get back what they had.
  */

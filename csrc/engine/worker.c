@@ -58,14 +58,23 @@ worker_program(struct paml_worker *worker)
 #define GRACE_SHARE 4
 #define GRACE_MOST_NS 2000000
 
-void
-paml_worker_pay(struct paml_worker *worker)
+static void
+worker_pay(struct paml_worker *worker)
 {
     struct paml_mailbox *mailbox = worker->debt.mailbox;
 
     worker->debt.mailbox = NULL;
     if (mailbox != NULL) {
         paml_mailbox_pay(mailbox);
+    }
+}
+
+/* Thread: worker. Locks: none. */
+void
+paml_worker_before_run(struct paml_worker *worker)
+{
+    if (!worker->debt.guarded) {
+        worker_pay(worker);
     }
 }
 
@@ -83,9 +92,10 @@ paml_worker_post(struct paml_worker *worker, struct paml_op *op, int64_t now_ns)
     if (debt->mailbox == mailbox) {
         paml_mailbox_unref(mailbox); /* the loop came by itself: nothing was owed */
     } else {
-        paml_worker_pay(worker);
+        worker_pay(worker);
     }
     debt->mailbox = mailbox;
+    debt->guarded = false;
     debt->due_ns = now_ns + (grace_ns < GRACE_MOST_NS ? grace_ns : GRACE_MOST_NS);
 }
 
@@ -104,8 +114,9 @@ worker_ring(struct paml_worker *worker, int64_t begun_ns)
     }
     if (next_ns < debt->due_ns && paml_queue_has_news(&worker->model->queue)) {
         paml_mailbox_set_alarm(debt->mailbox, now_ns);
+        debt->guarded = true;
     } else {
-        paml_worker_pay(worker);
+        worker_pay(worker);
     }
 }
 
@@ -119,7 +130,7 @@ worker_take_tokens(struct paml_worker *worker)
     if (!worker->has_tokens && model->backend->computes &&
         worker->device.device_type == kDLCPU) {
         if (paml_budget_wanted()) {
-            paml_worker_pay(worker); /* it may have to wait */
+            worker_pay(worker); /* it may have to wait */
         }
         paml_budget_acquire(model->threads);
         worker->has_tokens = true;
@@ -163,12 +174,11 @@ static void
 worker_wait(struct paml_worker *worker)
 {
     worker_give_tokens(worker);
-    paml_worker_pay(worker);
+    worker_pay(worker);
     if (worker->home != NULL) {
         paml_home_rest(worker->home);
     }
-    paml_queue_wait(&worker->model->queue, &worker->patience,
-                    worker->batch.wait_until_ns);
+    paml_queue_wait(&worker->model->queue, &worker->patience, &worker->batch);
     if (worker->home != NULL) {
         paml_home_wake(worker->home);
     }
@@ -203,10 +213,11 @@ worker_serve(struct paml_worker *worker, void *instance, struct paml_error *erro
         }
         if (paml_budget_wanted()) {
             worker_give_tokens(worker);
+            worker_pay(worker); /* it may have to wait for others now */
         }
     }
     worker_give_tokens(worker);
-    paml_worker_pay(worker);
+    worker_pay(worker);
     paml_queue_attend(-1);
     if (worker->home != NULL) {
         paml_home_leave(worker->home);

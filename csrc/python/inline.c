@@ -57,14 +57,16 @@ paml_inline_may(ModelObj *self, struct paml_request *request)
     const struct paml_batching *batching = &self->model->batching;
     const struct inline_cost *cost;
 
-    if (self->inline_below_ns == 0) {
+    /* Python callables take the GIL, which is held here. */
+    if (self->inline_below_ns == 0 || self->model->backend == &paml_python_backend) {
         return 0;
     }
     request->inline_key = paml_batch_cost_key(batching, &request->op);
     cost = cost_of(self, request->inline_key);
     return cost->key == request->inline_key && cost->ns < self->inline_below_ns &&
            request->op.session == NULL && self->devices[0].device_type == kDLCPU &&
-           (batching->max_rows == 0 || request->op.rows <= batching->max_rows) &&
+           (batching->max_rows == 0 ||
+            (request->op.rows <= batching->max_rows && batching->n_padded == 0)) &&
            is_idle(self->model);
 }
 

@@ -16,7 +16,7 @@ paml_usable(struct module_state *state)
             state->Error,
             "this process was forked from one that had started pyasyncml's "
             "workers: they did not come along, and the frameworks hang here. "
-            "Use the 'spawn' start method, or load models after the fork");
+            "Use the 'spawn' start method, or fork before the first model is loaded");
         return -1;
     }
     if (state->shut_down) {
@@ -71,19 +71,20 @@ static const struct request_kind close_kind = {
 int
 paml_model_learn_signature(ModelObj *self)
 {
+    struct paml_model *model = self->model;
     const struct paml_entry *entry;
     struct signature *signature;
 
     if (self->signature != NULL) {
         return 0;
     }
-    entry = paml_model_pin(self->model);
+    entry = paml_model_pin(model);
     if (entry == NULL) {
         PyErr_SetString(self->state->ModelClosed, "the model is closed");
         return -1;
     }
-    signature = paml_signature_new(entry, self->model->batching.mask_argument);
-    paml_model_unpin(self->model);
+    signature = paml_signature_new(entry, model->batching.mask_argument);
+    paml_model_unpin(model);
     if (self->signature == NULL) {
         self->signature = signature;
     } else {

@@ -113,7 +113,9 @@ totals_of(ModelObj *self)
         PyErr_NoMemory();
         return NULL;
     }
-    paml_totals_fold(self);
+    if (!paml_threads_forked()) {
+        paml_totals_fold(self); /* takes locks that a worker may have held */
+    }
     if (self->past != NULL) {
         memcpy(totals, self->past,
                sizeof(*totals) +

@@ -5,6 +5,7 @@
 #include "hub.h"
 #include "mailbox.h"
 #include "served.h"
+#include "session.h"
 #include "thread.h"
 
 void
@@ -183,6 +184,9 @@ paml_request_refuse(struct paml_request *request, int code, const char *message)
     FutureObj *future = request->future;
     PyObject *exception = paml_exception_new(request->state, code, message);
 
+    if (request->op.session != NULL && request->op.fresh) {
+        request->op.session->restart = true; /* the next one starts anew instead */
+    }
     request_land(request);
     future->request = NULL;
     paml_future_settle_exception(future, exception);
@@ -300,7 +304,7 @@ paml_deadline_error(struct module_state *state, int64_t timeout_ns)
 PyObject *
 paml_request_error(struct paml_request *request)
 {
-    if (request->op.code == PAML_ERR_DEADLINE) {
+    if (request->op.code == PAML_ERR_DEADLINE && request->op.message == NULL) {
         return paml_deadline_error(request->state, request->timeout_ns);
     }
     return paml_exception_new(request->state, request->op.code, request->op.message);

@@ -28,7 +28,9 @@ read_state(ModelObj *model, struct paml_request *request, PyObject *name,
     uint32_t before = request->op.n_inputs;
 
     if (at < 0) {
-        PyErr_Format(state->InputError, "session: there is no input named %R", name);
+        PyErr_Format(state->InputError,
+                     "session: there is no input named %R; Model.signature lists them",
+                     name);
         return -1;
     }
     if (paml_value_append(state, request, object, PAML_KIND_BIT(PAML_TENSOR), &input,
@@ -139,10 +141,17 @@ static PyObject *
 Session_infer(SessionObj *self, PyObject *const *args, Py_ssize_t nargs,
               PyObject *kwnames)
 {
+    struct paml_session *session;
+    PyObject *future;
+
     if (session_check(self) < 0) {
         return NULL;
     }
-    return paml_infer(self->model, self->session, args, nargs, kwnames);
+    session = self->session; /* what follows may run anything, close() too */
+    atomic_fetch_add_explicit(&session->refs, 1, memory_order_relaxed);
+    future = paml_infer(self->model, session, args, nargs, kwnames);
+    paml_session_unref(session);
+    return future;
 }
 
 PyDoc_STRVAR(Session_reset_doc,

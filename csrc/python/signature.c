@@ -296,7 +296,10 @@ paml_signature_bind(struct module_state *state, const struct signature *signatur
     }
     if (n_positional > (Py_ssize_t)(signature->n_inputs - n_states)) {
         PyObject *count = PyLong_FromSsize_t(n_positional);
-        refuse_call(state, signature, "%S inputs were given", count);
+        refuse_call(state, signature,
+                    n_states > 0 ? "%S inputs were given besides the session's state"
+                                 : "%S inputs were given",
+                    count);
         Py_XDECREF(count);
         return -1;
     }
