@@ -64,7 +64,14 @@ def core_extension() -> Extension:
         depends=sorted(glob.glob("csrc/**/*.h", recursive=True)),
         include_dirs=["csrc/engine", "csrc/python", "csrc/backends"],
         define_macros=[("_GNU_SOURCE", "1")],
-        extra_compile_args=["-std=c11", "-Wall", "-Wextra", "-O2", *option_flags()],
+        extra_compile_args=[
+            "-std=c11",
+            "-Wall",
+            "-Wextra",
+            "-O2",
+            "-fvisibility=hidden",
+            *option_flags(),
+        ],
         extra_link_args=option_flags(),
     )
 

@@ -6,6 +6,11 @@
 #define KEPT_BYTES ((size_t)1 << 20)
 #define SPARE_MOST 256
 
+/* Looking takes the list's cache line from those who drop: after short runs, every so
+   often is enough. */
+#define CLEAN_EVERY 16
+#define LONG_RUN_NS 20000
+
 /* What an output's value points to on its way. */
 struct parcel {
     struct parcel *next;
@@ -30,7 +35,8 @@ struct paml_home {
     _Alignas(64) atomic_int_least64_t elsewhere;
     _Alignas(64) struct parcel *spare;
     int n_spare;
-    int64_t out; /* sent and not come home */
+    unsigned runs; /* short ones */
+    int64_t out;   /* sent and not come home */
 };
 
 struct paml_home *
@@ -44,6 +50,7 @@ paml_home_new(void)
         atomic_init(&home->elsewhere, EVERYONE);
         home->spare = NULL;
         home->n_spare = 0;
+        home->runs = 0;
         home->out = 0;
     }
     return home;
@@ -120,8 +127,11 @@ home_unpack(struct paml_home *home, struct parcel *left)
 
 /* Thread: the worker. Locks: none. */
 void
-paml_home_clean(struct paml_home *home)
+paml_home_clean(struct paml_home *home, int64_t run_ns)
 {
+    if (run_ns < LONG_RUN_NS && ++home->runs % CLEAN_EVERY != 0) {
+        return;
+    }
     if (atomic_load_explicit(&home->head, memory_order_relaxed) != NULL) {
         home_unpack(home, NULL);
     }

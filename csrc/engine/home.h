@@ -22,8 +22,8 @@ void paml_home_leave(struct paml_home *home);
 
 /* The outputs' memory will come home. */
 void paml_home_send(struct paml_home *home, struct paml_outputs *outputs);
-/* Frees what has come. */
-void paml_home_clean(struct paml_home *home);
+/* Frees what has come, after a run that took so long. */
+void paml_home_clean(struct paml_home *home, int64_t run_ns);
 /* The worker has nothing to do (frees what has come), and has again. */
 void paml_home_rest(struct paml_home *home);
 void paml_home_wake(struct paml_home *home);

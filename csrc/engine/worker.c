@@ -209,7 +209,7 @@ worker_serve(struct paml_worker *worker, void *instance, struct paml_error *erro
         paml_serve_batch(worker, instance, error);
         worker_ring(worker, begun_ns);
         if (worker->home != NULL) {
-            paml_home_clean(worker->home);
+            paml_home_clean(worker->home, worker->debt.usual_run_ns);
         }
         if (paml_budget_wanted()) {
             worker_give_tokens(worker);

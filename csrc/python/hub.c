@@ -8,7 +8,7 @@
 
 /* Callbacks run in one go before the loop gets a turn: bounds the lag of other tasks.
  */
-#define DRAIN_MOST 128
+#define DRAIN_MOST 192
 
 /* What is on its way to a loop that is gone. state->orphans. */
 struct orphan {
