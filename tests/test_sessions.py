@@ -179,13 +179,15 @@ def test_what_sessions_hold_counts_towards_the_queues_bound(run, path):
     async def main():
         queue = ml.Queue(max_rows=4, when_full="drop_lowest")
         async with ml.load(path, queue=queue) as model:
-            session = model.session(total=ZERO)
-            futures = [session.infer(number(1)) for _ in range(300)]
+            # So large that a run takes longer than a call of infer().
+            x = np.ones((1, 1_000_000), np.float32)
+            session = model.session(total=np.zeros_like(x))
+            futures = [session.infer(x) for _ in range(50)]
             outcomes = await asyncio.gather(*futures, return_exceptions=True)
             served = [float(y[0, 0]) for y in outcomes if isinstance(y, np.ndarray)]
             assert served == list(range(1, len(served) + 1))
             refused = [y for y in outcomes if isinstance(y, ml.QueueFull)]
-            assert len(refused) == 300 - len(served) > 0
+            assert len(refused) == 50 - len(served) > 0
             assert model.stats().waiting == 0
 
     run(main)
