@@ -28,7 +28,6 @@ paml_cost_init(struct paml_cost_model *model)
 {
     memset(model->buckets, 0, sizeof(model->buckets));
     model->uses = 0;
-    atomic_init(&model->least_ns, 0);
 }
 
 /* Which bucket is the key's; -1: none. */
@@ -139,21 +138,6 @@ bucket_watch(struct paml_cost_bucket *bucket, double rows, double ns, double exp
     bucket_fit(bucket);
 }
 
-static int64_t
-cost_least(const struct paml_cost_model *model)
-{
-    double least = 0;
-
-    for (int i = 0; i < PAML_COST_BUCKETS; i++) {
-        double one = paml_line_at(&model->buckets[i].line, 1);
-
-        if (one > 0 && (least == 0 || one < least)) {
-            least = one;
-        }
-    }
-    return (int64_t)least;
-}
-
 /* --- the cap --- */
 
 /* A batch rarely adds up to the cap: three quarters of it count. */
@@ -215,8 +199,6 @@ paml_cost_observe(struct paml_cost_model *model, uint64_t key, int64_t rows, int
         bucket_watch(bucket, x, y, expected);
     }
     bucket_fitted(bucket, rows);
-    /* Relaxed: read by paml_cost_least_ns() as a number on its own. */
-    atomic_store_explicit(&model->least_ns, cost_least(model), memory_order_relaxed);
 }
 
 struct paml_line

@@ -6,13 +6,11 @@
  * noise of long ones. A single slow run is clipped; a lasting change is followed within
  * about ten runs.
  *
- * Owner: one worker, which alone calls everything here, but for
- * paml_cost_least_ns(), which anyone may.
+ * Owner: one worker, which alone calls everything here.
  */
 #ifndef PAML_COST_H
 #define PAML_COST_H
 
-#include <stdatomic.h>
 #include <stdint.h>
 
 #define PAML_COST_BUCKETS 32
@@ -47,7 +45,6 @@ struct paml_cost_bucket {
 struct paml_cost_model {
     struct paml_cost_bucket buckets[PAML_COST_BUCKETS];
     uint64_t uses;
-    atomic_int_least64_t least_ns;
 };
 
 void paml_cost_init(struct paml_cost_model *model);
@@ -75,13 +72,5 @@ void paml_cost_out_of_memory(struct paml_cost_model *model, uint64_t key, int64_
 
 /* The rows that a run may have; INT64_MAX: as many as you like. */
 int64_t paml_cost_cap(const struct paml_cost_model *model, uint64_t key);
-
-/* What one row is predicted to cost in the bucket where that is least; 0: not known. An
-   estimate, no bound. Thread: any. Relaxed: a number that stands for itself. */
-static inline int64_t
-paml_cost_least_ns(struct paml_cost_model *model)
-{
-    return atomic_load_explicit(&model->least_ns, memory_order_relaxed);
-}
 
 #endif
