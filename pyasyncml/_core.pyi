@@ -152,6 +152,27 @@ class Session:
     def close(self) -> None:
         """Free the state once what was submitted has run. May be called again."""
 
+class Steps:
+    def __init__(
+        self,
+        model: Model,
+        arrays: tuple[Any, ...],
+        order: Any,
+        table: Any,
+        columns: int,
+        values: int,
+        epoch_rows: int,
+        batch_rows: int,
+        steps: int,
+        stop_when_not_finite: bool,
+    ) -> None: ...
+    @property
+    def done(self) -> int: ...
+    def start(self, priority: int = 0) -> Future[int]: ...
+    def stop(self) -> None: ...
+    def watch(self, seen: int, interval: float, /) -> Future[int]: ...
+    def values(self, first: int, last: int, /) -> list[tuple[float, ...]]: ...
+
 class EchoScript:
     def __init__(
         self, delay: float = 0.0, busy: bool = False, delay_per_row: float = 0.0

@@ -24,6 +24,7 @@ struct paml_mailbox;
 struct paml_group;
 struct paml_queue;
 struct paml_session;
+struct paml_steps;
 
 #define PAML_STATES_MOST 4 /* inputs of a session that are state */
 
@@ -66,6 +67,7 @@ struct paml_op {
     struct paml_op *older, *newer;
     struct paml_queue *queue;     /* that it was pushed to */
     struct paml_session *session; /* a reference, or NULL */
+    struct paml_steps *steps; /* runs over and over (steps.h); the maker's, or NULL */
     /* Requests share a run when their keys are equal and not 0. */
     uint64_t batch_key;
     int64_t run_ns; /* what the run that served it took */

@@ -5,6 +5,7 @@
 
 #include "clock.h"
 #include "session.h"
+#include "steps.h"
 #include "worker.h"
 
 /* Short runs cost little more than noting what they cost: one in so many is. */
@@ -343,6 +344,73 @@ run_in_slices(struct serving *serving, struct job *job)
     }
 }
 
+/* --- steps --- */
+
+static void
+tell_watcher(struct serving *serving, struct paml_steps *steps, bool last)
+{
+    struct paml_op *watcher = paml_steps_take_watcher(steps, serving->now_ns, last);
+
+    if (watcher != NULL) {
+        paml_worker_post(serving->worker, watcher, serving->now_ns);
+    }
+}
+
+/* Puts the op back into its queue, for the next step. Until it is there it can't be
+   taken out: whoever gives it up leaves that to us. */
+static void
+go_on(struct serving *serving, struct job *job)
+{
+    struct paml_op *op = job->op;
+
+    op->submitted_ns = serving->now_ns;
+    if (paml_model_submit(serving->worker->model, op) != PAML_OK) {
+        tell_watcher(serving, op->steps, true);
+        paml_op_fail(op, PAML_ERR_CLOSED, "the model was closed before all steps ran");
+        answer(serving, job);
+    }
+}
+
+/* One step. */
+static void
+serve_step(struct serving *serving, struct job *job)
+{
+    struct paml_op *op = job->op;
+    struct paml_steps *steps = op->steps;
+    struct paml_run run = {.inputs = op->inputs,
+                           .n_inputs = op->n_inputs,
+                           .n_arguments = op->n_arguments,
+                           .outputs = &op->outputs};
+    int code;
+
+    if (is_given_up(op) || paml_steps_ended(steps)) {
+        atomic_fetch_add_explicit(&serving->worker->model->cancelled, 1,
+                                  memory_order_relaxed);
+        tell_watcher(serving, steps, true);
+        answer(serving, job);
+        return;
+    }
+    paml_steps_prepare(steps, op);
+    code = timed_run(serving, &run, op, 1, 1);
+    if (code == PAML_OK) {
+        code = paml_steps_note(steps, &op->outputs, serving->error);
+    }
+    paml_outputs_clear(&op->outputs);
+    if (code != PAML_OK) {
+        tell_watcher(serving, steps, true);
+        answer_failed(serving, job, code, serving->error->message);
+        return;
+    }
+    paml_count(&serving->worker->stats.completed, 1);
+    if (is_given_up(op) || paml_steps_ended(steps)) {
+        tell_watcher(serving, steps, true);
+        answer(serving, job);
+    } else {
+        tell_watcher(serving, steps, false);
+        go_on(serving, job);
+    }
+}
+
 /* --- the batch --- */
 
 static void
@@ -453,7 +521,10 @@ paml_serve_batch(struct paml_worker *worker, void *instance, struct paml_error *
         paml_histogram_add(&worker->stats.wait,
                            serving.now_ns - batch->ops[i]->submitted_ns);
     }
-    if (serving.batching != NULL) {
+    if (batch->ops[0]->steps != NULL) {
+        struct job job = {.op = batch->ops[0]};
+        serve_step(&serving, &job);
+    } else if (serving.batching != NULL) {
         serve_together(&serving, batch);
     } else {
         struct job job = {.op = batch->ops[0]};

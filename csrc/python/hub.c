@@ -531,6 +531,8 @@ hub_abandon_all(HubObj *hub)
             request->next = gone; /* freed below: that may run anything */
             gone = request;
         } else {
+            /* A hint: what goes on by itself (steps.h) ends. */
+            atomic_store_explicit(&request->op.given_up, true, memory_order_relaxed);
             future = request->future;
             request->future = NULL;
             expected++;

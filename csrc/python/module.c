@@ -41,7 +41,7 @@ module_exec(PyObject *module)
     if (paml_future_exec(module, state) < 0 || paml_request_exec(module, state) < 0 ||
         paml_hub_exec(module, state) < 0 || paml_values_exec(module, state) < 0 ||
         paml_echo_exec(module, state) < 0 || paml_model_exec(module, state) < 0 ||
-        paml_session_exec(module, state) < 0 ||
+        paml_session_exec(module, state) < 0 || paml_steps_exec(module, state) < 0 ||
         paml_python_backend_exec(module, state) < 0) {
         return -1;
     }

@@ -112,6 +112,7 @@ void paml_request_free_spare(struct module_state *state);
 int paml_values_exec(PyObject *module, struct module_state *state);
 int paml_model_exec(PyObject *module, struct module_state *state);
 int paml_session_exec(PyObject *module, struct module_state *state);
+int paml_steps_exec(PyObject *module, struct module_state *state);
 int paml_echo_exec(PyObject *module, struct module_state *state);
 int paml_python_backend_exec(PyObject *module, struct module_state *state);
 
