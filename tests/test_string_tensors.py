@@ -1,4 +1,4 @@
-"""Tensors of strings: what comes in, what goes out, and that batches keep their bytes."""
+"""Tensors of strings: what goes in, what comes out, and who keeps their bytes."""
 
 from __future__ import annotations
 
