@@ -252,9 +252,9 @@ class Describer:
         number = len(self.bodies)
         self.bodies.append(None)
         body = self.body(module.graph, module, slots)
-        results = body.output if isinstance(body.output, (list, tuple)) else [
-            body.output
-        ]
+        results = (
+            body.output if isinstance(body.output, (list, tuple)) else [body.output]
+        )
         inputs = [slots[node] for node in placeholders]
         self.bodies[number] = (inputs, body.nodes, [body.operand(r) for r in results])
         return number
@@ -275,7 +275,7 @@ class Describer:
         self.bodies[0] = ([], nodes, results)
         leaves = [self._leaf(leaf) for leaf in self.leaves]  # finds symbols
         home = _home_of(self.constants)
-        described = (
+        return (
             self.name,
             home,
             self.mutable,
@@ -291,7 +291,6 @@ class Describer:
             ],
             tree,
         )
-        return described
 
     def _node(self, node: Any) -> Any:
         kind, name, overload, operands, results, place, bodies = node
@@ -445,7 +444,8 @@ class Body:
             given.append((kwargs or {}).get(argument.name, _DEFAULT))
         n_results = len(op._schema.returns)
         slots = [self.whole.slot() for _ in range(n_results)]
-        self._append(node, "call", op._schema.name, op._schema.overload_name, given, slots)
+        schema = op._schema
+        self._append(node, "call", schema.name, schema.overload_name, given, slots)
         return slots[0] if n_results == 1 else slots
 
     def _control_flow(self, node: fx.Node, name: str) -> None:
@@ -462,9 +462,9 @@ class Body:
             assert module is not None
             inner.append(self.whole.inner(module))
         if name == "cond":
-            operands = [args[0], *args[3]]
+            operands = [args[0], *_items(args[3])]
         else:
-            operands = [*args[2], *(args[3] if len(args) > 3 else ())]
+            operands = [*_items(args[2]), *_items(args[3] if len(args) > 3 else ())]
         given = self.whole.bodies[inner[-1]]
         slots = [self.whole.slot() for _ in given[2]]
         self._append(node, name, "", "", operands, slots, inner)
@@ -503,9 +503,13 @@ class Body:
             slot = self.slots.get(value)
             if slot is None:
                 raise _UnknownOperand(f"{title_of(value)} has no value")
-            return [("slot", s) for s in slot] if isinstance(slot, list) else (
-                "slot",
-                slot,
+            return (
+                [("slot", s) for s in slot]
+                if isinstance(slot, list)
+                else (
+                    "slot",
+                    slot,
+                )
             )
         if isinstance(value, Slot):
             return ("slot", value.number)
@@ -523,6 +527,11 @@ class Body:
             if isinstance(value, type_):
                 return kind, str(value).removeprefix("torch.")
         raise _UnknownOperand(f"an argument of type {type(value).__name__}")
+
+
+def _items(value: Any) -> Sequence[Any]:
+    assert isinstance(value, (list, tuple))
+    return value
 
 
 class _UnknownOperand(Exception):
@@ -554,9 +563,7 @@ def _native_dropout(body: Body, node: fx.Node) -> None:
         return
     assert isinstance(p, (int, float))
     keep = 1.0 - p
-    mask = Slot(
-        body.call(node, _aten.empty_like.default, [x], {"dtype": torch.bool})
-    )
+    mask = Slot(body.call(node, _aten.empty_like.default, [x], {"dtype": torch.bool}))
     body.call(node, _aten.bernoulli_.float, [mask, keep])
     kept = Slot(body.call(node, _aten.mul.Tensor, [x, mask]))
     scaled = body.call(
@@ -573,9 +580,7 @@ def _random_like(fill: torch._ops.OpOverload) -> Callable[[Body, fx.Node], None]
             op: Any = node.target
             body.slots[node] = body.call(node, op, node.args, node.kwargs)
             return
-        empty = Slot(
-            body.call(node, _aten.empty_like.default, node.args, node.kwargs)
-        )
+        empty = Slot(body.call(node, _aten.empty_like.default, node.args, node.kwargs))
         body.slots[node] = body.call(node, fill, [empty])
 
     return special
