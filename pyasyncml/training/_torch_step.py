@@ -489,12 +489,13 @@ class _Builder:
         numbers: list[dict[str, Node]] = []
         with graph.inserting_before(head):
             for i, bucket in enumerate(self.buckets):
-                numbers.append(
-                    {
-                        column: graph.placeholder(self._free(f"{column}_{i}"))
-                        for column in bucket.columns
-                    }
-                )
+                row = {}
+                for column in bucket.columns:
+                    row[column] = graph.placeholder(self._free(f"{column}_{i}"))
+                    row[column].meta["val"] = torch.empty(
+                        (), dtype=torch.float64, device="meta"
+                    )
+                numbers.append(row)
         inputs = [node for row in numbers for node in row.values()] + passes.batch
         for i, node in enumerate(passes.batch):
             self._rename(node, f"batch_{i}")
