@@ -1,4 +1,4 @@
-"""Learning rates of many steps ahead, so that a run needs no Python between two steps."""
+"""Learning rates of many steps ahead: a run needs no Python between two steps."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Schedule:
     `steps_per_epoch` steps (which may be set later and between two epochs).
 
     A scheduler that wants a metric (`ReduceLROnPlateau`) has `needs_metric`: it is
-    stepped once an epoch, by `advance_with(metric)`, and a table reaches no further than
-    the epoch's end.
+    stepped once an epoch, by `advance_with(metric)`, and a table reaches no further
+    than the epoch's end.
     """
 
     def __init__(
@@ -173,9 +173,7 @@ def varying(scheduler: Any) -> frozenset[str]:
     """The hyperparameters that a scheduler changes: `trace_step`'s argument."""
     names = {"lr"}
     for part in (scheduler, *getattr(scheduler, "_schedulers", ())):
-        if getattr(part, "cycle_momentum", False) or getattr(
-            part, "use_beta1", False
-        ):
+        if getattr(part, "cycle_momentum", False) or getattr(part, "use_beta1", False):
             names |= {"momentum", "betas"}
         if part is not scheduler:
             names |= varying(part)
@@ -220,5 +218,3 @@ def _played(optimizer: torch.optim.Optimizer, scheduler: Any) -> tuple[Any, Any]
             f"its learning rates ahead takes ({error})"
         ) from error
     return copied
-
-
