@@ -276,6 +276,29 @@ submit(ModelObj *self, struct paml_request *request)
     return NULL;
 }
 
+const char Model_withdraw_doc[] = PyDoc_STR(
+    "_withdraw($self, future, /)\n--\n\n"
+    "Cancel the request if it has not begun. False: it has; it is left as it is.");
+
+PyObject *
+Model_withdraw(ModelObj *self, PyObject *future)
+{
+    if (paml_model_check(self) < 0) {
+        return NULL;
+    }
+    if (!PyObject_TypeCheck(future, self->state->FutureType)) {
+        PyErr_Format(PyExc_TypeError, "future: expected a Future, got %s",
+                     Py_TYPE(future)->tp_name);
+        return NULL;
+    }
+    if (!paml_request_withdraw((FutureObj *)future)) {
+        Py_RETURN_FALSE;
+    }
+    future = PyObject_CallMethod(future, "cancel", NULL);
+    Py_XDECREF(future);
+    return future != NULL ? Py_NewRef(Py_True) : NULL;
+}
+
 const char Model_infer_doc[] = PyDoc_STR(
     "infer($self, /, *inputs, timeout=None, priority=0, **named_inputs)\n--\n\n"
     "Run the model on the inputs: a Future of its outputs.");

@@ -468,6 +468,7 @@ static PyMethodDef Model_methods[] = {
      Model_call_doc},
     {"_run_direct", (PyCFunction)(void (*)(void))Model_run_direct, METH_FASTCALL,
      Model_run_direct_doc},
+    {"_withdraw", (PyCFunction)Model_withdraw, METH_O, Model_withdraw_doc},
     {"_stats", (PyCFunction)Model_stats, METH_NOARGS, NULL},
     {"_health", (PyCFunction)Model_health, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
