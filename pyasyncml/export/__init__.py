@@ -1,0 +1,1 @@
+"""From live programs to what runs without Python: graphs, files."""
