@@ -72,6 +72,8 @@ class EchoProgram:
 
 
 class Rates:
+    constant = False
+
     def __init__(self, rates, at):
         self.rates, self.at = rates, at
 

@@ -252,9 +252,9 @@ class Describer:
         number = len(self.bodies)
         self.bodies.append(None)
         body = self.body(module.graph, module, slots)
-        results = body.output if isinstance(body.output, (list, tuple)) else [
-            body.output
-        ]
+        results = (
+            body.output if isinstance(body.output, (list, tuple)) else [body.output]
+        )
         inputs = [slots[node] for node in placeholders]
         self.bodies[number] = (inputs, body.nodes, [body.operand(r) for r in results])
         return number
@@ -445,7 +445,9 @@ class Body:
             given.append((kwargs or {}).get(argument.name, _DEFAULT))
         n_results = len(op._schema.returns)
         slots = [self.whole.slot() for _ in range(n_results)]
-        self._append(node, "call", op._schema.name, op._schema.overload_name, given, slots)
+        self._append(
+            node, "call", op._schema.name, op._schema.overload_name, given, slots
+        )
         return slots[0] if n_results == 1 else slots
 
     def _control_flow(self, node: fx.Node, name: str) -> None:
@@ -503,9 +505,13 @@ class Body:
             slot = self.slots.get(value)
             if slot is None:
                 raise _UnknownOperand(f"{title_of(value)} has no value")
-            return [("slot", s) for s in slot] if isinstance(slot, list) else (
-                "slot",
-                slot,
+            return (
+                [("slot", s) for s in slot]
+                if isinstance(slot, list)
+                else (
+                    "slot",
+                    slot,
+                )
             )
         if isinstance(value, Slot):
             return ("slot", value.number)
@@ -554,9 +560,7 @@ def _native_dropout(body: Body, node: fx.Node) -> None:
         return
     assert isinstance(p, (int, float))
     keep = 1.0 - p
-    mask = Slot(
-        body.call(node, _aten.empty_like.default, [x], {"dtype": torch.bool})
-    )
+    mask = Slot(body.call(node, _aten.empty_like.default, [x], {"dtype": torch.bool}))
     body.call(node, _aten.bernoulli_.float, [mask, keep])
     kept = Slot(body.call(node, _aten.mul.Tensor, [x, mask]))
     scaled = body.call(
@@ -573,9 +577,7 @@ def _random_like(fill: torch._ops.OpOverload) -> Callable[[Body, fx.Node], None]
             op: Any = node.target
             body.slots[node] = body.call(node, op, node.args, node.kwargs)
             return
-        empty = Slot(
-            body.call(node, _aten.empty_like.default, node.args, node.kwargs)
-        )
+        empty = Slot(body.call(node, _aten.empty_like.default, node.args, node.kwargs))
         body.slots[node] = body.call(node, fill, [empty])
 
     return special

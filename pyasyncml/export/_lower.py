@@ -1,9 +1,9 @@
 """The graph runner's door for whoever traces graphs: `lower` and `make_graph_model`.
 
-    graph = lower(make_fx(step, tracing_mode="symbolic")(...), bound=live, mutable=True)
-    model = make_graph_model(graph, name="train")
-    await model._start()
-    loss = await model.infer(x, y)
+graph = lower(make_fx(step, tracing_mode="symbolic")(...), bound=live, mutable=True)
+model = make_graph_model(graph, name="train")
+await model._start()
+loss = await model.infer(x, y)
 """
 
 from __future__ import annotations

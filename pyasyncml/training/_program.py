@@ -11,6 +11,9 @@ from ..model import Model
 class Schedule(Protocol):
     """Learning rates, ahead of the steps that use them."""
 
+    #: Whether every row is the same.
+    constant: bool
+
     def take(self, steps: int) -> Any:
         """The next steps' rates: float64[steps, columns], C-contiguous."""
 

@@ -15,6 +15,7 @@ import numpy as np
 from .._core import Future, Steps
 from ..errors import BackendError, Error, InputError, ModelClosed
 from . import _bar, _data
+from ._ahead import Table
 from ._history import Epoch, History
 from ._program import Program, Schedule
 from ._run import TrainingRun, settled
@@ -240,11 +241,16 @@ class Trainer:
         n_steps = epochs * per_epoch - first
         began = position.epoch
         schedule = self._program.schedule(per_epoch)
+        table = (
+            None
+            if schedule is None
+            else Table(schedule, n_steps, self._program.columns)
+        )
         steps = Steps(
             self._program.model,
             source.arrays,
             self._order(source.rows, epochs, first * plan.batch, plan),
-            None if schedule is None else schedule.take(n_steps),
+            None if table is None else table.rows,
             self._program.columns,
             len(self._program.values),
             source.rows - first * plan.batch,
@@ -262,7 +268,12 @@ class Trainer:
             before = steps.done
             self._busy = True
             try:
-                await run.run_steps(steps, plan.priority, epoch_of)
+                async with (
+                    contextlib.nullcontext()
+                    if table is None
+                    else table.kept_ahead(steps)
+                ):
+                    await run.run_steps(steps, plan.priority, epoch_of)
             finally:
                 ended = (first + steps.done) // per_epoch
                 self._program.advanced(
