@@ -275,7 +275,7 @@ class Describer:
         self.bodies[0] = ([], nodes, results)
         leaves = [self._leaf(leaf) for leaf in self.leaves]  # finds symbols
         home = _home_of(self.constants)
-        described = (
+        return (
             self.name,
             home,
             self.mutable,
@@ -291,7 +291,6 @@ class Describer:
             ],
             tree,
         )
-        return described
 
     def _node(self, node: Any) -> Any:
         kind, name, overload, operands, results, place, bodies = node
@@ -445,9 +444,14 @@ class Body:
             given.append((kwargs or {}).get(argument.name, _DEFAULT))
         n_results = len(op._schema.returns)
         slots = [self.whole.slot() for _ in range(n_results)]
+<<<<<<< HEAD
         self._append(
             node, "call", op._schema.name, op._schema.overload_name, given, slots
         )
+=======
+        schema = op._schema
+        self._append(node, "call", schema.name, schema.overload_name, given, slots)
+>>>>>>> trace
         return slots[0] if n_results == 1 else slots
 
     def _control_flow(self, node: fx.Node, name: str) -> None:
@@ -464,9 +468,9 @@ class Body:
             assert module is not None
             inner.append(self.whole.inner(module))
         if name == "cond":
-            operands = [args[0], *args[3]]
+            operands = [args[0], *_items(args[3])]
         else:
-            operands = [*args[2], *(args[3] if len(args) > 3 else ())]
+            operands = [*_items(args[2]), *_items(args[3] if len(args) > 3 else ())]
         given = self.whole.bodies[inner[-1]]
         slots = [self.whole.slot() for _ in given[2]]
         self._append(node, name, "", "", operands, slots, inner)
@@ -529,6 +533,11 @@ class Body:
             if isinstance(value, type_):
                 return kind, str(value).removeprefix("torch.")
         raise _UnknownOperand(f"an argument of type {type(value).__name__}")
+
+
+def _items(value: Any) -> Sequence[Any]:
+    assert isinstance(value, (list, tuple))
+    return value
 
 
 class _UnknownOperand(Exception):

@@ -57,7 +57,8 @@ torch_open(void *program, DLDevice device, int threads, void **instance,
            struct paml_error *err) noexcept
 {
     try {
-        *instance = static_cast<ServedProgram *>(program)->open(device, threads).release();
+        *instance =
+            static_cast<ServedProgram *>(program)->open(device, threads).release();
         return PAML_OK;
     } catch (...) {
         return report(err, PAML_ERR_LOAD);

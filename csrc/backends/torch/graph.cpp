@@ -39,8 +39,7 @@ writes_unsaid(const Node &node, const c10::FunctionSchema &schema, size_t argume
     for (size_t i = 0; i < schema.arguments().size(); i++) {
         const std::string &flag = schema.arguments()[i].name();
         if (flag == "training" || flag == "use_input_stats") {
-            return !node.operands[i].value.isBool() ||
-                   node.operands[i].value.toBool();
+            return !node.operands[i].value.isBool() || node.operands[i].value.toBool();
         }
     }
     return false;
@@ -180,9 +179,8 @@ Graph::describe()
                 spec.dtype = at::getDLDataType(at::empty({0}, leaf.dtype));
                 spec.ndim = (int32_t)leaf.sizes.size();
                 spec.shape = argument.shape.data();
-                spec.batch_axis = !leaf.sizes.empty() && leaf.sizes[0].symbol >= 0
-                                      ? 0
-                                      : -1;
+                spec.batch_axis =
+                    !leaf.sizes.empty() && leaf.sizes[0].symbol >= 0 ? 0 : -1;
                 break;
             case InputLeaf::Kind::Number:
                 spec.kinds = kinds_of(*leaf.argument.type);
@@ -201,9 +199,8 @@ Graph::describe()
     for (const GraphConstant &constant : constants) {
         stateful |= constant.written;
     }
-    output_.kinds = output.kind == PAML_NONE
-                        ? PAML_KIND_ANY
-                        : PAML_KIND_BIT(output.kind);
+    output_.kinds =
+        output.kind == PAML_NONE ? PAML_KIND_ANY : PAML_KIND_BIT(output.kind);
     output_.ndim = -1;
     output_.batch_axis = -1;
     entry_.name = name.c_str();

@@ -1,9 +1,9 @@
 /* A program as a list of calls of ATen operators: what torch.export and make_fx make of
  * a module or a training step.
  *
- * Everything that can be decided once is decided here, when the graph is built: operator
- * handles, what each argument is against its schema's type, which use of a value is its
- * last. A run (graph_instance.h) only pushes and calls.
+ * Everything that can be decided once is decided here, when the graph is built:
+ * operator handles, what each argument is against its schema's type, which use of a
+ * value is its last. A run (graph_instance.h) only pushes and calls.
  *
  * Values live in slots, numbered through all bodies: the constants first, in order.
  *
@@ -137,7 +137,7 @@ struct InputLeaf {
     Kind kind = Kind::Tensor;
     std::string path; /* x, batch["mask"][0] */
     Argument argument;
-    int32_t slot = -1;  /* -1: the graph doesn't use it */
+    int32_t slot = -1; /* -1: the graph doesn't use it */
     c10::ScalarType dtype = c10::ScalarType::Undefined;
     std::vector<Size> sizes;
     int32_t symbol = -1; /* a Number: what it is the value of */

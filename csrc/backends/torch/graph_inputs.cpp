@@ -104,10 +104,10 @@ GraphInstance::check_symbol(int32_t symbol, int64_t size, const InputLeaf &leaf,
     };
 
     if (size < bound.low || size > bound.high) {
-        std::string range = bound.high == INT64_MAX
-                                ? "at least " + std::to_string(bound.low)
-                                : std::to_string(bound.low) + " to " +
-                                      std::to_string(bound.high);
+        std::string range =
+            bound.high == INT64_MAX
+                ? "at least " + std::to_string(bound.low)
+                : std::to_string(bound.low) + " to " + std::to_string(bound.high);
         throw Failure(PAML_ERR_INPUT, place(leaf, axis) + " ('" + bound.name +
                                           "'): expected " + range + ", got " +
                                           std::to_string(size));
@@ -117,10 +117,10 @@ GraphInstance::check_symbol(int32_t symbol, int64_t size, const InputLeaf &leaf,
         from = &leaf;
         from_axis = axis;
     } else if (known != size) {
-        throw Failure(PAML_ERR_INPUT,
-                      place(leaf, axis) + " ('" + bound.name + "'): expected " +
-                          std::to_string(known) + ", as " + place(*from, from_axis) +
-                          " has, got " + std::to_string(size));
+        throw Failure(PAML_ERR_INPUT, place(leaf, axis) + " ('" + bound.name +
+                                          "'): expected " + std::to_string(known) +
+                                          ", as " + place(*from, from_axis) +
+                                          " has, got " + std::to_string(size));
     }
 }
 
@@ -191,17 +191,17 @@ GraphInstance::read_tree(InputReader &reader, const Tree &tree)
     while (first->kind != PAML_NONE && !first->items.empty()) {
         first = &first->items[0];
     }
-    const std::string around =
-        first->kind == PAML_NONE ? " around '" + graph_.leaves[first->leaf].path + "'"
-                                 : "";
+    const std::string around = first->kind == PAML_NONE
+                                   ? " around '" + graph_.leaves[first->leaf].path + "'"
+                                   : "";
     const struct paml_value &value = reader.next();
     const bool is_sequence = value.kind == PAML_TUPLE || value.kind == PAML_LIST;
     if (tree.kind == PAML_DICT ? value.kind != PAML_DICT : !is_sequence) {
-        throw Failure(PAML_ERR_INPUT,
-                      std::string("expected a ") + (tree.kind == PAML_DICT    ? "dict"
-                                                    : tree.kind == PAML_TUPLE ? "tuple"
-                                                                              : "list") +
-                          around);
+        throw Failure(PAML_ERR_INPUT, std::string("expected a ") +
+                                          (tree.kind == PAML_DICT    ? "dict"
+                                           : tree.kind == PAML_TUPLE ? "tuple"
+                                                                     : "list") +
+                                          around);
     }
     if (value.count != tree.items.size()) {
         throw Failure(PAML_ERR_INPUT, "expected " + std::to_string(tree.items.size()) +
@@ -242,10 +242,10 @@ GraphInstance::read_inputs(const struct paml_run &run)
     sizes_.assign(graph_.symbols.size(), UNKNOWN);
     sizes_from_.assign(graph_.symbols.size(), {nullptr, 0});
     if (run.n_arguments > graph_.arguments.size()) {
-        throw Failure(PAML_ERR_INPUT,
-                      graph_.name + "() takes at most " +
-                          std::to_string(graph_.arguments.size()) + " inputs; it got " +
-                          std::to_string(run.n_arguments));
+        throw Failure(PAML_ERR_INPUT, graph_.name + "() takes at most " +
+                                          std::to_string(graph_.arguments.size()) +
+                                          " inputs; it got " +
+                                          std::to_string(run.n_arguments));
     }
     for (size_t i = 0; i < graph_.arguments.size(); i++) {
         const InputArgument &argument = graph_.arguments[i];

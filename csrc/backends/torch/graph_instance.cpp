@@ -166,8 +166,7 @@ GraphInstance::run_node(const Node &node)
         return;
     case NodeKind::SymSize: /* the most frequent of them */
         if (node.operands[0].kind == Operand::Kind::Slot && node.results[0] >= 0) {
-            const at::Tensor &tensor =
-                slots_[(size_t)node.operands[0].slot].toTensor();
+            const at::Tensor &tensor = slots_[(size_t)node.operands[0].slot].toTensor();
             slots_[(size_t)node.results[0]] =
                 tensor.size(node.operands[1].value.toInt());
             return;

@@ -190,8 +190,8 @@ rounded(NodeKind kind, const c10::IValue &value)
         return as_integer(value);
     }
     const double real = value.toDouble();
-    const double whole = kind == NodeKind::Floor  ? std::floor(real)
-                         : kind == NodeKind::Ceil ? std::ceil(real)
+    const double whole = kind == NodeKind::Floor   ? std::floor(real)
+                         : kind == NodeKind::Ceil  ? std::ceil(real)
                          : kind == NodeKind::ToInt ? std::trunc(real)
                                                    : std::nearbyint(real);
     if (!(std::fabs(whole) < 9.2e18)) {

@@ -58,8 +58,9 @@ class Item {
     std::string text() const
     {
         Py_ssize_t size = 0;
-        const char *data =
-            PyUnicode_Check(object_) ? PyUnicode_AsUTF8AndSize(object_, &size) : nullptr;
+        const char *data = PyUnicode_Check(object_)
+                               ? PyUnicode_AsUTF8AndSize(object_, &size)
+                               : nullptr;
         if (data == nullptr) {
             PyErr_Clear();
             wrong("a str");
@@ -197,8 +198,7 @@ class GraphReader {
                 check_bodies(node);
             }
         }
-        graph_.output =
-            read_tree(description[10], graph_.bodies[0].results.size());
+        graph_.output = read_tree(description[10], graph_.bodies[0].results.size());
         graph_.finish();
     }
 
@@ -225,8 +225,8 @@ class GraphReader {
         const at::Tensor tensor(item.pointer<c10::TensorImpl>());
         if (tensor.key_set().has(c10::DispatchKey::Python) || !tensor.has_storage()) {
             throw Failure(PAML_ERR_LOAD,
-                          "a weight is a " + std::string(c10::toString(
-                                                 tensor.key_set())) +
+                          "a weight is a " +
+                              std::string(c10::toString(tensor.key_set())) +
                               " tensor, without memory of its own");
         }
         if (graph_.constants.size() >= graph_.n_slots) {
@@ -412,9 +412,8 @@ class GraphReader {
         Body body;
         each(item[0], [&](const Item &part) { body.inputs.push_back(slot(part)); });
         each(item[1], [&](const Item &part) { body.nodes.push_back(read_node(part)); });
-        each(item[2], [&](const Item &part) {
-            body.results.push_back(read_operand(part));
-        });
+        each(item[2],
+             [&](const Item &part) { body.results.push_back(read_operand(part)); });
         graph_.bodies.push_back(std::move(body));
     }
 
@@ -472,8 +471,7 @@ constexpr char CAPSULE[] = "pyasyncml.torch.graph";
 void
 destroy_options(PyObject *capsule)
 {
-    auto *options =
-        static_cast<GraphOptions *>(PyCapsule_GetPointer(capsule, CAPSULE));
+    auto *options = static_cast<GraphOptions *>(PyCapsule_GetPointer(capsule, CAPSULE));
     const Kept entry = {options->graph,
                         static_cast<PyObject *>(PyCapsule_GetContext(capsule))};
     delete options;
@@ -513,8 +511,7 @@ graph_from_python(PyObject *, PyObject *args)
     } catch (...) {
         struct paml_error error;
         const int code = report(&error, PAML_ERR_LOAD);
-        PyErr_SetString(code == PAML_ERR_MEMORY ? PyExc_MemoryError
-                                                : PyExc_ValueError,
+        PyErr_SetString(code == PAML_ERR_MEMORY ? PyExc_MemoryError : PyExc_ValueError,
                         error.message);
         return nullptr;
     }

@@ -1,8 +1,8 @@
 /* The module `pyasyncml.backends._torch`: hands the backend's table out as a capsule.
  *
  * Importing it loads LibTorch (a second or so, with the GIL held, as any import); from
- * then on nothing in this library touches Python but graph(), which reads a description. Its order relative to `import torch`
- * does not matter.
+ * then on nothing in this library touches Python but graph(), which reads a
+ * description. Its order relative to `import torch` does not matter.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
