@@ -26,8 +26,11 @@ class EchoProgram:
         self.follows = False
         self.evaluations = []
 
-    async def open(self, batch):
+    async def open(self, batch, idle):
         pass
+
+    def fits(self, shapes):
+        return True
 
     def schedule(self, per_epoch):
         if self.rates is None:

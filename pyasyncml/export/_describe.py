@@ -444,14 +444,8 @@ class Body:
             given.append((kwargs or {}).get(argument.name, _DEFAULT))
         n_results = len(op._schema.returns)
         slots = [self.whole.slot() for _ in range(n_results)]
-<<<<<<< HEAD
-        self._append(
-            node, "call", op._schema.name, op._schema.overload_name, given, slots
-        )
-=======
         schema = op._schema
         self._append(node, "call", schema.name, schema.overload_name, given, slots)
->>>>>>> trace
         return slots[0] if n_results == 1 else slots
 
     def _control_flow(self, node: fx.Node, name: str) -> None:

@@ -192,9 +192,7 @@ class _SGD(Rule):
                 )
             else:
                 direction = buffers
-        emit(
-            aten._foreach_add_.List, list(parameters), direction, alpha=numbers["lr"]
-        )
+        emit(aten._foreach_add_.List, list(parameters), direction, alpha=numbers["lr"])
 
 
 class _Adam(Rule):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
+from ..errors import BackendError
 from ..model import Model
 
 
@@ -29,11 +30,16 @@ class Program(Protocol):
     columns: int
     values: Sequence[str]
 
-    async def open(self, batch: tuple[Any, ...]) -> None:
-        """Makes `model` ready for batches like this one; cheap where it is."""
+    async def open(self, batch: tuple[Any, ...], idle: bool) -> None:
+        """Makes `model` one for batches like this one; cheap where it is. `idle`: no
+        step is under way, so that what has changed since can be looked up."""
 
-    def schedule(self, per_epoch: int) -> Schedule | None:
-        """Rates from the state that `advanced` has reached; None: no columns."""
+    def fits(self, shapes: Sequence[Sequence[int]]) -> bool:
+        """Whether the model for the first batch takes batches of these shapes."""
+
+    def schedule(self, per_epoch: int | None) -> Schedule | None:
+        """Rates from the state that `advanced` has reached; None: no columns.
+        `per_epoch`: steps, where that is known."""
 
     def advanced(self, steps: int, epochs: int) -> None:
         """So many steps have ended since the last call, and with them so many epochs.
@@ -58,3 +64,12 @@ class Program(Protocol):
 
     async def close(self) -> None:
         """Ends the model. May be called again."""
+
+
+def numbers(outputs: Any, count: int) -> list[float]:
+    """The first so many outputs of a step."""
+    items = outputs if isinstance(outputs, tuple) else (outputs,)
+    try:
+        return [float(item.item()) for item in items[:count]]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise BackendError(f"a step's values are not all numbers: {error}") from error

@@ -157,8 +157,10 @@ class TracedStep:
         for name, source in self._sources.items():
             tensor = owners.find(source)
             then = self.bound[name]
-            if tensor.shape != then.shape or tensor.dtype != then.dtype or (
-                tensor.device != then.device
+            if (
+                tensor.shape != then.shape
+                or tensor.dtype != then.dtype
+                or (tensor.device != then.device)
             ):
                 raise ValueError(
                     f"{' '.join(source[:2])} was {describe([then])[9:]} on {then.device} "
@@ -573,10 +575,10 @@ class _Builder:
                 continue
             place = self.passes.buffers[name]
             with self.graph.inserting_before(body):
-                copy = self.graph.call_function(
-                    torch.ops.aten.clone.default, (place,)
-                )
-            place.replace_all_uses_with(copy, delete_user_cb=lambda n, c=copy: n is not c)
+                copy = self.graph.call_function(torch.ops.aten.clone.default, (place,))
+            place.replace_all_uses_with(
+                copy, delete_user_cb=lambda n, c=copy: n is not c
+            )
             copies[place] = copy
         return copies
 
@@ -596,9 +598,7 @@ class _Builder:
             aten.linalg_vector_norm.default, (add(aten.stack.default, (norms,)), 2.0)
         )
         # max_norm / x, as torch.Tensor.__rtruediv__ works it out.
-        inverse = add(
-            aten.reciprocal.default, (add(aten.add.Tensor, (total, 1e-6)),)
-        )
+        inverse = add(aten.reciprocal.default, (add(aten.add.Tensor, (total, 1e-6)),))
         scale = add(
             aten.clamp.default,
             (add(aten.mul.Tensor, (inverse, float(self.request.clip_norm))), None, 1.0),
@@ -607,8 +607,7 @@ class _Builder:
         import operator
 
         return {
-            name: add(operator.getitem, (scaled, i))
-            for i, name in enumerate(gradients)
+            name: add(operator.getitem, (scaled, i)) for i, name in enumerate(gradients)
         }
 
     def _update(

@@ -45,7 +45,9 @@ class Passes:
     gradients: dict[str, Node]  # of those parameters that have one
     written: set[str]  # buffers that the forward pass writes to
     shapes: Shapes
-    aligned: set[str] = field(default_factory=set)  # gradients laid out like the parameter
+    aligned: set[str] = field(
+        default_factory=set
+    )  # gradients laid out like the parameter
 
 
 class Pair:
@@ -175,7 +177,7 @@ def trace(
     """Traces loss and gradients.
 
     `dynamic`: the axes of each batch tensor whose size may vary. `wanted`: the parameters
-    whose gradients are. Raises `LoadError` where the Python can't be traced, `InputError` where the
+    whose gradients are; none: the loss alone. Raises `LoadError` where the Python can't be traced, `InputError` where the
     operators refuse the batch.
     """
     import torch
@@ -247,15 +249,17 @@ def trace(
         gradients: dict[str, Tensor] = {}
         leaves = [state[name] for name in trained]
         for part in _split(rows, accumulate):
-            with autocast():
+            with autocast(), torch.set_grad_enabled(bool(leaves)):
                 result = torch.func.functional_call(pair.whole, state, tuple(part))
-            loss, more = _loss_and_metrics(result)
+            loss, more = _loss_and_metrics(result, differentiable=bool(leaves))
             if accumulate > 1:
                 loss = loss / accumulate
                 more = {name: value / accumulate for name, value in more.items()}
             total = loss if total is None else total + loss.detach()
             for name, value in more.items():
                 metrics[name] = metrics[name] + value if name in metrics else value
+            if not leaves:
+                continue
             found = torch.autograd.grad(loss, leaves, allow_unused=True)
             for name, gradient in zip(trained, found, strict=True):
                 if gradient is not None:
@@ -320,7 +324,9 @@ def _split(rows: list[Tensor], parts: int) -> Iterator[list[Tensor]]:
             yield [tensor.narrow(0, i * size, n - i * size) for tensor in rows]
 
 
-def _loss_and_metrics(result: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def _loss_and_metrics(
+    result: Any, *, differentiable: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
     import torch
 
     metrics: Any = {}
@@ -341,7 +347,7 @@ def _loss_and_metrics(result: Any) -> tuple[Tensor, dict[str, Tensor]]:
         )
     if not loss.dtype.is_floating_point:
         raise TypeError(f"loss: expected a floating-point scalar, got {loss.dtype}")
-    if not loss.requires_grad:
+    if differentiable and not loss.requires_grad:
         raise ValueError(
             "loss: doesn't depend on any parameter that requires a gradient"
         )

@@ -17,7 +17,7 @@ from ..errors import BackendError, Error, InputError, ModelClosed
 from . import _bar, _data
 from ._ahead import Table
 from ._history import Epoch, History
-from ._program import Program, Schedule
+from ._program import Program, Schedule, numbers
 from ._run import TrainingRun, settled
 
 OnEpoch = Callable[[Epoch], Awaitable[Any]]
@@ -76,7 +76,6 @@ class Trainer:
         accumulate: int = 1,
         autocast: Any = None,
         seed: int | None = None,
-        device: str | None = None,
         threads: int = 1,
     ) -> None:
         from ._torch_program import TorchProgram
@@ -93,7 +92,6 @@ class Trainer:
             accumulate=accumulate,
             autocast=autocast,
             seed=seed,
-            device=device,
             threads=threads,
         )
         self._init(program, seed)
@@ -226,7 +224,9 @@ class Trainer:
         """As many epochs as need nothing from Python in between, or one."""
         position = self._position
         per_epoch = _steps_per_epoch(source.rows, plan.batch)
-        await self._program.open(tuple(array[: plan.batch] for array in source.arrays))
+        await self._program.open(
+            tuple(array[: plan.batch] for array in source.arrays), idle=True
+        )
         run.expect(self._program.values)
         if position.step >= per_epoch:
             raise InputError(
@@ -322,7 +322,7 @@ class Trainer:
 
         def record_first() -> None:
             row = in_flight.popleft().result()
-            run.record([_numbers(row, len(self._program.values))])
+            run.record([numbers(row, len(self._program.values))])
             position.step += 1
             self._program.advanced(1, 0)
             run.report(position.epoch - position.begin)
@@ -338,7 +338,7 @@ class Trainer:
                     count += 1
                     if count <= skip:
                         continue
-                    await self._program.open(batch)
+                    await self._program.open(batch, idle=not in_flight)
                     run.expect(self._program.values)
                     while in_flight and (
                         len(in_flight) >= plan.prefetch or run.paused or self._holds > 0
@@ -347,7 +347,7 @@ class Trainer:
                     if not in_flight:
                         self._rest()
                         await run.gate(lambda: self._holds == 0)
-                        schedule = self._program.schedule(_length(source) or 0)
+                        schedule = self._program.schedule(_length(source))
                     self._busy = True
                     in_flight.append(self._submit(batch, schedule, plan.priority))
             while in_flight:
@@ -435,8 +435,8 @@ class Trainer:
         """
         program = self._program
         async with self._still():
-            await program.open(batch)
-            future = self._submit(batch, program.schedule(0), 0)
+            await program.open(batch, idle=True)
+            future = self._submit(batch, program.schedule(None), 0)
             cancelled = None
             try:
                 await asyncio.wait([future])
@@ -449,9 +449,7 @@ class Trainer:
             program.advanced(1, 0)
             if cancelled is not None:
                 raise cancelled
-        return dict(
-            zip(program.values, _numbers(row, len(program.values)), strict=True)
-        )
+        return dict(zip(program.values, numbers(row, len(program.values)), strict=True))
 
     def _submit(
         self, batch: tuple[Any, ...], schedule: Schedule | None, priority: int
@@ -550,15 +548,6 @@ def _length(source: Any) -> int | None:
         return len(source)
     except TypeError:
         return None
-
-
-def _numbers(outputs: Any, count: int) -> list[float]:
-    """The first so many outputs of a step."""
-    items = outputs if isinstance(outputs, tuple) else (outputs,)
-    try:
-        return [float(item.item()) for item in items[:count]]
-    except (AttributeError, TypeError, ValueError) as error:
-        raise BackendError(f"a step's values are not all numbers: {error}") from error
 
 
 def _check_finite(run: TrainingRun, plan: _Plan, position: Position) -> None:
