@@ -32,7 +32,7 @@ class EchoProgram:
     def fits(self, shapes):
         return True
 
-    def schedule(self, per_epoch):
+    def schedule(self, per_epoch, step):
         if self.rates is None:
             return None
         return Rates(self.rates, self.steps)

@@ -424,6 +424,7 @@ class Body:
         if (
             self.whole.generator is not None
             and torch.Tag.nondeterministic_seeded in op.tags
+            and not _without_dropout(op, node)
             and not any(
                 str(arg.type) == "Optional[Generator]" for arg in op._schema.arguments
             )
@@ -527,6 +528,18 @@ class Body:
             if isinstance(value, type_):
                 return kind, str(value).removeprefix("torch.")
         raise _UnknownOperand(f"an argument of type {type(value).__name__}")
+
+
+def _without_dropout(op: torch._ops.OpOverload, node: fx.Node) -> bool:
+    """Attention that could drop some of it, and doesn't."""
+    for argument, value in zip(op._schema.arguments, node.args, strict=False):
+        if argument.name == "dropout_p":
+            return value == 0
+    return any(
+        argument.name == "dropout_p"
+        and node.kwargs.get("dropout_p", argument.default_value) == 0
+        for argument in op._schema.arguments
+    )
 
 
 def _items(value: Any) -> Sequence[Any]:

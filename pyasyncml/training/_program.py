@@ -27,8 +27,12 @@ class Program(Protocol):
     """
 
     model: Model
-    columns: int
-    values: Sequence[str]
+
+    @property
+    def columns(self) -> int: ...
+
+    @property
+    def values(self) -> Sequence[str]: ...
 
     async def open(self, batch: tuple[Any, ...], idle: bool) -> None:
         """Makes `model` one for batches like this one; cheap where it is. `idle`: no
@@ -37,9 +41,9 @@ class Program(Protocol):
     def fits(self, shapes: Sequence[Sequence[int]]) -> bool:
         """Whether the model for the first batch takes batches of these shapes."""
 
-    def schedule(self, per_epoch: int | None) -> Schedule | None:
+    def schedule(self, per_epoch: int | None, step: int) -> Schedule | None:
         """Rates from the state that `advanced` has reached; None: no columns.
-        `per_epoch`: steps, where that is known."""
+        `per_epoch`: steps, where that is known; `step`: of the epoch, the next."""
 
     def advanced(self, steps: int, epochs: int) -> None:
         """So many steps have ended since the last call, and with them so many epochs.

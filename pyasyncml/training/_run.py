@@ -29,6 +29,7 @@ class TrainingRun:
         self._total = steps
         self._began = self._reported = time.monotonic()
         self._at_report = 0
+        self._rate = 0.0
         self._epoch = 0
         self._validation: dict[str, float] = {}
         self._losses: list[float] = []
@@ -134,7 +135,10 @@ class TrainingRun:
         steps = len(self._losses)
         if steps == 0:
             return
-        seconds = max(now - self._reported, 1e-9)
+        if steps > self._at_report:
+            seconds = max(now - self._reported, 1e-9)
+            self._rate = (steps - self._at_report) / seconds
+            self._reported, self._at_report = now, steps
         self._latest = Progress(
             epoch,
             steps,
@@ -142,9 +146,8 @@ class TrainingRun:
             self._losses[-1],
             {name: values[-1] for name, values in self._metrics.items()},
             self._validation,
-            (steps - self._at_report) / seconds,
+            self._rate,
         )
-        self._reported, self._at_report = now, steps
         self._version += 1
         self._tell()
 

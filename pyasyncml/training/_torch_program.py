@@ -20,7 +20,7 @@ from ._optimizers import rules_of
 from ._program import numbers
 from ._schedule import Schedule, check_scheduler, varying
 from ._torch_evaluation import Mean, TracedEvaluation, trace_evaluation
-from ._torch_step import TracedStep, trace_step
+from ._torch_step import TracedStep, check_options, trace_step
 
 #: Batches of a validation that are submitted ahead.
 _PREFETCH = 4
@@ -67,8 +67,7 @@ class TorchProgram:
             raise TypeError(
                 f"module: expected a torch.nn.Module, got {type(module).__name__}"
             )
-        if not callable(loss):
-            raise TypeError(f"loss: expected a callable, got {type(loss).__name__}")
+        check_options(loss, clip_norm, accumulate)
         rules_of(optimizer)
         check_scheduler(optimizer, scheduler, scheduler_interval)
         if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
@@ -79,7 +78,7 @@ class TorchProgram:
         self._scheduler = scheduler
         self._interval = scheduler_interval
         self._generator = torch.Generator().manual_seed(seed)
-        self._options = {
+        self._options: dict[str, Any] = {
             "clip_norm": clip_norm,
             "accumulate": accumulate,
             "autocast": autocast,
@@ -88,6 +87,8 @@ class TorchProgram:
         }
         self._threads = threads
         self._first: TracedStep | None = None
+        self._kinds: list[tuple[torch.dtype, int]] = []  # that it was traced with
+        self._proved = False  # a step has ended
         self._models: dict[int, Model] = {}  # by the id of a variant of `_first`
         self._evaluations: list[tuple[TracedEvaluation, Model]] = []
         self._schedule: Schedule
@@ -108,6 +109,12 @@ class TorchProgram:
 
     async def open(self, batch: tuple[Any, ...], idle: bool) -> None:
         tensors = _tensors(batch)
+        kinds = [(tensor.dtype, tensor.dim()) for tensor in tensors]
+        if idle and not self._proved and kinds != self._kinds:
+            # The first batch there was may have been the wrong one.
+            await self._close_models()
+            self._first = None
+            self._kinds = kinds
         if self._first is None:
             self._first = await call(
                 trace_step,
@@ -141,14 +148,16 @@ class TorchProgram:
         assert self._first is not None
         return self._first.fits(shapes)
 
-    def schedule(self, per_epoch: int | None) -> _Rows:
+    def schedule(self, per_epoch: int | None, step: int) -> _Rows:
         self._lengths_known = per_epoch is not None
         # Where the length isn't known `advanced` says when an epoch ends.
         self._schedule.steps_per_epoch = 1 << 62 if per_epoch is None else per_epoch
+        self._schedule.position = step
         return _Rows(self._schedule)
 
     def advanced(self, steps: int, epochs: int) -> None:
         assert self._first is not None
+        self._proved = self._proved or steps > 0
         self._schedule.advance(steps)
         if not self._lengths_known:
             for _ in range(epochs):

@@ -243,14 +243,7 @@ def trace_step(
         raise TypeError(
             f"module: expected a torch.nn.Module, got {type(module).__name__}"
         )
-    if not callable(loss):
-        raise TypeError(f"loss: expected a callable, got {type(loss).__name__}")
-    if not isinstance(accumulate, int) or isinstance(accumulate, bool):
-        raise TypeError(f"accumulate: expected an int, got {accumulate!r}")
-    if accumulate < 1:
-        raise ValueError(f"accumulate: expected 1 or more, got {accumulate}")
-    if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"clip_norm: expected a positive number, got {clip_norm!r}")
+    check_options(loss, clip_norm, accumulate)
     batch = tuple(example_batch)
     for i, tensor in enumerate(batch):
         if not isinstance(tensor, torch.Tensor):
@@ -284,6 +277,20 @@ def trace_step(
     )
     request.baked_then = _fixed(optimizer, request.varying)
     return request.trace()
+
+
+def check_options(
+    loss: Callable[..., Any], clip_norm: float | None, accumulate: int
+) -> None:
+    """Raises `TypeError` and `ValueError` for those that can't be."""
+    if not callable(loss):
+        raise TypeError(f"loss: expected a callable, got {type(loss).__name__}")
+    if not isinstance(accumulate, int) or isinstance(accumulate, bool):
+        raise TypeError(f"accumulate: expected an int, got {accumulate!r}")
+    if accumulate < 1:
+        raise ValueError(f"accumulate: expected 1 or more, got {accumulate}")
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm: expected a positive number, got {clip_norm!r}")
 
 
 @dataclass
@@ -491,12 +498,13 @@ class _Builder:
         numbers: list[dict[str, Node]] = []
         with graph.inserting_before(head):
             for i, bucket in enumerate(self.buckets):
-                numbers.append(
-                    {
-                        column: graph.placeholder(self._free(f"{column}_{i}"))
-                        for column in bucket.columns
-                    }
-                )
+                row = {}
+                for column in bucket.columns:
+                    row[column] = graph.placeholder(self._free(f"{column}_{i}"))
+                    row[column].meta["val"] = torch.empty(
+                        (), dtype=torch.float64, device="meta"
+                    )
+                numbers.append(row)
         inputs = [node for row in numbers for node in row.values()] + passes.batch
         for i, node in enumerate(passes.batch):
             self._rename(node, f"batch_{i}")

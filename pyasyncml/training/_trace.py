@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import linecache
+import logging
 import os
 import sys
 import traceback
@@ -415,6 +416,10 @@ def _explained(batch: Sequence[Tensor]) -> Iterator[None]:
         "on the values of tensors. torch.where, masks or torch.clamp do without a "
         "branch; a number for people to see goes into the loss's metrics as a tensor"
     )
+    # It writes errors to its log before it raises them.
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
     try:
         yield
     except (LoadError, InputError):
@@ -443,6 +448,8 @@ def _explained(batch: Sequence[Tensor]) -> Iterator[None]:
             f"{source_line(error)}: {text.splitlines()[0] if text else error!r} "
             f"(with {describe(batch)})"
         ) from error
+    finally:
+        log.setLevel(level)
 
 
 def source_line(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .._call import call
 from .._core import Future, Steps
 from ..errors import BackendError, Error, InputError, ModelClosed
 from . import _bar, _data
@@ -21,9 +22,10 @@ from ._program import Program, Schedule, numbers
 from ._run import TrainingRun, settled
 
 OnEpoch = Callable[[Epoch], Awaitable[Any]]
+Order = np.ndarray[Any, np.dtype[np.int64]]
 
 #: Rows whose order is drawn at a time: as many epochs as that holds run without Python.
-_ROWS_AHEAD = 1 << 20
+_ROWS_AHEAD = 1 << 18
 #: Steps whose values are kept natively at a time.
 _STEPS_AHEAD = 1 << 18
 _DEFAULT_BATCH = 32
@@ -233,14 +235,44 @@ class Trainer:
                 f"data: the run that was restored stood at step {position.step} of an "
                 f"epoch, which has {per_epoch} steps with this data"
             )
+        rest = source.rows % plan.batch
+        # The last batch may be too small for the graph of the others.
+        apart = rest > 0 and not self._program.fits(
+            [(rest, *array.shape[1:]) for array in source.arrays]
+        )
         first = position.step
         epochs = 1
-        if first == 0 and not plan.epoch_ends and not self._program.epoch_metric():
+        if not (apart or first or plan.epoch_ends or self._program.epoch_metric()):
             epochs = max(1, min(_ROWS_AHEAD // source.rows, _STEPS_AHEAD // per_epoch))
             epochs = min(epochs, position.begin + position.epochs - position.epoch)
-        n_steps = epochs * per_epoch - first
+        order = await call(self._order, source.rows, epochs, plan)
+        epoch_from = len(run.losses)
         began = position.epoch
-        schedule = self._program.schedule(per_epoch)
+        if (n_steps := epochs * per_epoch - first - apart) > 0:
+            await self._fit_steps(run, source, plan, order, n_steps, per_epoch)
+        if apart:
+            await self._fit_rest(run, source, plan, order, rest)
+        for epoch in range(epochs):
+            last = epoch_from + per_epoch - (first if epoch == 0 else 0)
+            await self._end_epoch(
+                run, plan, began + epoch - position.begin, epoch_from, last
+            )
+            epoch_from = last
+
+    async def _fit_steps(
+        self,
+        run: TrainingRun,
+        source: _data.Arrays,
+        plan: _Plan,
+        order: Order,
+        n_steps: int,
+        per_epoch: int,
+    ) -> None:
+        """So many steps from the position on."""
+        position = self._position
+        first, began = position.step, position.epoch
+        skip = first * plan.batch
+        schedule = self._program.schedule(per_epoch, first)
         table = (
             None
             if schedule is None
@@ -249,16 +281,15 @@ class Trainer:
         steps = Steps(
             self._program.model,
             source.arrays,
-            self._order(source.rows, epochs, first * plan.batch, plan),
+            order[skip:],
             None if table is None else table.rows,
             self._program.columns,
             len(self._program.values),
-            source.rows - first * plan.batch,
+            min(source.rows - skip, n_steps * plan.batch),
             plan.batch,
             n_steps,
             plan.stop_on_nan,
         )
-        epoch_from = len(run.losses)
 
         def epoch_of(done: int) -> int:
             return began - position.begin + (first + done - 1) // per_epoch
@@ -283,20 +314,38 @@ class Trainer:
                 position.step = (first + steps.done) % per_epoch
                 self._rest()
             _check_finite(run, plan, position)
-        for epoch in range(epochs):
-            last = epoch_from + per_epoch - (first if epoch == 0 else 0)
-            await self._end_epoch(
-                run, plan, began + epoch - position.begin, epoch_from, last
-            )
-            epoch_from = last
 
-    def _order(
-        self, rows: int, epochs: int, skip: int, plan: _Plan
-    ) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+    async def _fit_rest(
+        self,
+        run: TrainingRun,
+        source: _data.Arrays,
+        plan: _Plan,
+        order: Order,
+        rows: int,
+    ) -> None:
+        """An epoch's last batch, in a step of its own."""
+        position = self._position
+        last = order[source.rows - rows : source.rows]
+        await run.gate(lambda: self._holds == 0)
+        self._busy = True
+        try:
+            batch = tuple(array[last] for array in source.arrays)
+            values, cancelled = await self._one_step(batch, plan.priority, epochs=1)
+            position.epoch += 1
+            position.step = 0
+            run.record([values])
+            run.report(position.epoch - 1 - position.begin)
+        finally:
+            self._rest()
+        if cancelled is not None:
+            raise cancelled
+        _check_finite(run, plan, position)
+
+    def _order(self, rows: int, epochs: int, plan: _Plan) -> Order:
         """Which row comes when: of an epoch it depends on the seed and the epoch's
         number alone, so that an interrupted one can be gone on with."""
         if not plan.shuffle:
-            return None if skip == 0 else np.arange(skip, rows, dtype=np.int64)
+            return np.tile(np.arange(rows, dtype=np.int64), epochs)
         position = self._position
         return np.concatenate(
             [
@@ -305,7 +354,7 @@ class Trainer:
                 .astype(np.int64)
                 for epoch in range(epochs)
             ]
-        )[skip:]
+        )
 
     # --- batches: submitted ahead, run in turn ---
 
@@ -347,7 +396,9 @@ class Trainer:
                     if not in_flight:
                         self._rest()
                         await run.gate(lambda: self._holds == 0)
-                        schedule = self._program.schedule(_length(source))
+                        schedule = self._program.schedule(
+                            _length(source), position.step
+                        )
                     self._busy = True
                     in_flight.append(self._submit(batch, schedule, plan.priority))
             while in_flight:
@@ -433,23 +484,31 @@ class Trainer:
 
         Raises `InputError` for what the module or the loss doesn't take.
         """
-        program = self._program
         async with self._still():
-            await program.open(batch, idle=True)
-            future = self._submit(batch, program.schedule(None), 0)
-            cancelled = None
-            try:
-                await asyncio.wait([future])
-            except asyncio.CancelledError as error:
-                if program.model._withdraw(future):
-                    raise
-                await settled(future)
-                cancelled = error
-            row = future.result()
-            program.advanced(1, 0)
-            if cancelled is not None:
-                raise cancelled
-        return dict(zip(program.values, numbers(row, len(program.values)), strict=True))
+            values, cancelled = await self._one_step(batch, 0, epochs=0)
+        if cancelled is not None:
+            raise cancelled
+        return dict(zip(self._program.values, values, strict=True))
+
+    async def _one_step(
+        self, batch: tuple[Any, ...], priority: int, epochs: int
+    ) -> tuple[list[float], asyncio.CancelledError | None]:
+        """A step by itself: what it gave, and a cancellation that came while it ran;
+        one that came before is raised, and no step is done."""
+        program = self._program
+        await program.open(batch, idle=True)
+        future = self._submit(batch, program.schedule(None, 0), priority)
+        cancelled = None
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            if program.model._withdraw(future):
+                raise
+            await settled(future)
+            cancelled = error
+        values = numbers(future.result(), len(program.values))
+        program.advanced(1, epochs)
+        return values, cancelled
 
     def _submit(
         self, batch: tuple[Any, ...], schedule: Schedule | None, priority: int
