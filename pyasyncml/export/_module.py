@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import logging
 import os
 import threading
 import traceback
@@ -308,12 +310,40 @@ def reason_of(error: BaseException) -> str:
                 break
         chain = chain.__cause__ or chain.__context__
     kind = type(error).__name__
+    first = first.rstrip(".")
     return f"{kind}: {first}" + (f" ({place})" if place else "")
+
+
+class _Elsewhere(logging.Filter):
+    """Lets pass what other threads log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.thread != self.thread
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Export warns about itself; what matters comes back as an error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Export warns and logs about itself; what matters comes back as an error."""
+    loggers = [
+        logging.getLogger(name)
+        for name in list(logging.root.manager.loggerDict)
+        if name.startswith("torch.")
+    ]
+    elsewhere = _Elsewhere()
+    for logger in loggers:
+        logger.addFilter(elsewhere)
+    # It prints the graph so far, too, where an export fails.
+    trace: Any = importlib.import_module("torch.export._trace")
+    trace.print = lambda *args, **kwargs: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        del trace.print
+        for logger in loggers:
+            logger.removeFilter(elsewhere)

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils import _pytree as pytree
 
 from ..errors import LoadError
@@ -123,14 +124,13 @@ def _native_tree(spec: Any, leaves: Any) -> Any:
     children = [_native_tree(child, leaves) for child in spec.children()]
     if any(child is None for child in children):
         return None
-    # Export's own immutable lists and dicts are subclasses.
     if spec.type is tuple:
         return ("tuple", children)
-    if issubclass(spec.type, list):
+    if spec.type in (list, immutable_list):
         return ("list", children)
     keys = spec.context
     if (
-        issubclass(spec.type, dict)
+        spec.type in (dict, immutable_dict)
         and isinstance(keys, list)
         and len({type(key) for key in keys}) <= 1
         and all(type(key) in (str, int) for key in keys)
@@ -180,12 +180,12 @@ def tree_of(spec: Any, path: str, leaf: Callable[[str, Any], Any]) -> Any:
     if spec.is_leaf():
         return leaf(path, spec)
     children = spec.children()
-    if spec.type is tuple or issubclass(spec.type, list):
+    if spec.type in (tuple, list, immutable_list):
         kind = "tuple" if spec.type is tuple else "list"
         return kind, [
             tree_of(child, f"{path}[{i}]", leaf) for i, child in enumerate(children)
         ]
-    if issubclass(spec.type, dict) and isinstance(spec.context, list):
+    if spec.type in (dict, immutable_dict):
         return "dict", [
             (key, tree_of(child, f"{path}[{key!r}]".replace("'", '"'), leaf))
             for key, child in zip(spec.context, children, strict=True)
