@@ -55,6 +55,7 @@ class Future(Awaitable[T], Generic[T]):
 class Model:
     name: str
     _closing: int
+    _finish: Callable[[Any], Any] | None
     def __init__(
         self,
         backend: CapsuleType,

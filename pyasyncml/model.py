@@ -216,6 +216,8 @@ class Model(_core.Model):
     _reloading: threading.Lock
     #: Loads another source as this one was; None: it wasn't loaded from one.
     _load_again: Callable[[Any], Awaitable[Model]] | None = None
+    #: What `_finish` makes of the outputs, in words.
+    _structure: str = ""
 
     @property
     def signature(self) -> Signature:
@@ -335,7 +337,13 @@ class Model(_core.Model):
 
     def _replace(self, other: Model) -> None:
         """Changes programs with another model; what runs and waits goes along."""
+        if self._structure != other._structure:
+            raise LoadError(
+                f"reload: the source gives its outputs as {other._structure}, instead "
+                f"of {self._structure}; load it as a model of its own"
+            )
         self._swap(other)
+        self._finish = other._finish
         self._backend_name, other._backend_name = (
             other._backend_name,
             self._backend_name,

@@ -34,6 +34,7 @@ typedef struct model_object {
     PyObject *name;
     PyObject *backend; /* capsule */
     PyObject *options; /* what load.options points into, or the Python callable */
+    PyObject *finish;  /* what outputs go through before anybody sees them, or NULL */
     DLDevice *devices;
     int n_devices;
     int closing;
