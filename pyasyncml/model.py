@@ -80,7 +80,7 @@ class Queue:
     first served, up to `max_bytes` of inputs in all. `"reject"`: they fail with
     `QueueFull`. `"drop_lowest"`: the request of the lowest priority fails, of several
     the last to come. Past `max_bytes` requests fail in either case. Without batching a
-    request counts as one row.
+    request counts as one row, and so does one of no rows with it.
     """
 
     max_rows: int = 1024
