@@ -113,6 +113,39 @@ group_unlink(struct paml_schedule *schedule, struct paml_group *group)
 
 /* --- adding and removing --- */
 
+static int64_t
+halfway_of(const struct paml_op *op)
+{
+    return op->submitted_ns + (op->deadline_ns - op->submitted_ns) / 2;
+}
+
+static void
+group_note_deadline(struct paml_group *group, const struct paml_op *op)
+{
+    if (op->deadline_ns != 0) {
+        int64_t halfway_ns = halfway_of(op);
+
+        group->deadline_ns =
+            op->deadline_ns < group->deadline_ns ? op->deadline_ns : group->deadline_ns;
+        group->halfway_ns =
+            halfway_ns < group->halfway_ns ? halfway_ns : group->halfway_ns;
+    }
+}
+
+/* Of a group that is less than a batch: looks at what waits, once after such a leaving.
+ */
+static void
+group_refresh_deadlines(const struct paml_schedule *schedule, struct paml_group *group)
+{
+    group->deadline_ns = group->halfway_ns = INT64_MAX;
+    group->stale = false;
+    for (const struct paml_op *op = schedule->oldest; op != NULL; op = op->newer) {
+        if (op->group == group) {
+            group_note_deadline(group, op);
+        }
+    }
+}
+
 static void
 admit(struct paml_schedule *schedule, struct paml_op *op)
 {
@@ -128,11 +161,14 @@ admit(struct paml_schedule *schedule, struct paml_op *op)
     schedule->newest = op;
     if (group->count++ == 0) {
         group->since_ns = op->submitted_ns;
+        group->deadline_ns = group->halfway_ns = INT64_MAX;
+        group->stale = false;
         group_link(schedule, group);
     }
+    group_note_deadline(group, op);
     paml_order_push(&group->order, op);
     group->rows += op->rows;
-    schedule->rows += op->rows;
+    schedule->rows += paml_op_places(op);
     schedule->count++;
 }
 
@@ -144,7 +180,7 @@ park(struct paml_schedule *schedule, struct paml_op *op)
     op->previous = schedule->parked_last;
     *(op->previous != NULL ? &op->previous->next : &schedule->parked_first) = op;
     schedule->parked_last = op;
-    schedule->parked_rows += op->rows;
+    schedule->parked_rows += paml_op_places(op);
 }
 
 static void
@@ -154,7 +190,7 @@ unpark(struct paml_schedule *schedule, struct paml_op *op)
     *(op->next != NULL ? &op->next->previous : &schedule->parked_last) = op->previous;
     op->next = op->previous = NULL;
     op->place = PAML_NOWHERE;
-    schedule->parked_rows -= op->rows;
+    schedule->parked_rows -= paml_op_places(op);
 }
 
 static void
@@ -184,7 +220,8 @@ unhold(struct paml_schedule *schedule, struct paml_op *op)
 static bool
 has_room(const struct paml_schedule *schedule, const struct paml_op *op)
 {
-    return schedule->count == 0 || schedule->rows + op->rows <= schedule->max_rows;
+    return schedule->count == 0 ||
+           schedule->rows + paml_op_places(op) <= schedule->max_rows;
 }
 
 static void
@@ -246,9 +283,13 @@ forget(struct paml_schedule *schedule, struct paml_op *op)
 {
     struct paml_group *group = op->group;
 
-    if (group != &schedule->alone && schedule->batching->max_delay_ns > 0 &&
-        op->submitted_ns <= group->since_ns) {
-        group_forget_oldest(group, op);
+    if (group != &schedule->alone && schedule->batching->max_delay_ns > 0) {
+        if (op->submitted_ns <= group->since_ns) {
+            group_forget_oldest(group, op);
+        }
+        group->stale = group->stale || (op->deadline_ns != 0 &&
+                                        (op->deadline_ns == group->deadline_ns ||
+                                         halfway_of(op) == group->halfway_ns));
     }
     *(op->older != NULL ? &op->older->newer : &schedule->oldest) = op->newer;
     *(op->newer != NULL ? &op->newer->older : &schedule->newest) = op->older;
@@ -256,7 +297,7 @@ forget(struct paml_schedule *schedule, struct paml_op *op)
     op->group = NULL;
     op->place = PAML_NOWHERE;
     group->rows -= op->rows;
-    schedule->rows -= op->rows;
+    schedule->rows -= paml_op_places(op);
     schedule->count--;
     if (--group->count == 0) {
         group_unlink(schedule, group);
@@ -401,14 +442,14 @@ rows_of_a_run(const struct paml_schedule *schedule, const struct paml_op *leader
 
 /* When the group may be taken, full or not. */
 static int64_t
-released_at(const struct paml_schedule *schedule, const struct paml_group *group,
+released_at(const struct paml_schedule *schedule, struct paml_group *group,
             const struct paml_cost_model *cost)
 {
     int64_t delay_ns = schedule->batching != NULL && group != &schedule->alone
                            ? schedule->batching->max_delay_ns
                            : 0;
     const struct paml_op *head;
-    int64_t at, latest, halfway;
+    int64_t at, latest;
 
     if (delay_ns == 0) {
         return 0;
@@ -418,15 +459,17 @@ released_at(const struct paml_schedule *schedule, const struct paml_group *group
         return 0;
     }
     at = group->since_ns + delay_ns;
-    if (head->deadline_ns != 0) {
-        /* Waiting for company must not make it late: no more than half of its time is
+    if (group->stale) {
+        group_refresh_deadlines(schedule, group);
+    }
+    if (group->deadline_ns != INT64_MAX) {
+        /* Waiting for company must not make one late: no more than half of its time is
            spent, also where a run costs little or nobody knows what. */
         latest =
-            head->deadline_ns -
+            group->deadline_ns -
             2 * paml_cost_predict(cost, paml_batch_cost_key(schedule->batching, head),
                                   group->rows + 1);
-        halfway = head->submitted_ns + (head->deadline_ns - head->submitted_ns) / 2;
-        latest = halfway < latest ? halfway : latest;
+        latest = group->halfway_ns < latest ? group->halfway_ns : latest;
         at = latest < at ? latest : at;
     }
     return at;
