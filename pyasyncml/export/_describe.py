@@ -558,7 +558,7 @@ def _without_dropout(op: torch._ops.OpOverload, node: fx.Node) -> bool:
     """Attention that could drop some of it, and doesn't."""
     for argument, value in zip(op._schema.arguments, node.args, strict=False):
         if argument.name == "dropout_p":
-            return value == 0
+            return bool(value == 0)
     return any(
         argument.name == "dropout_p"
         and node.kwargs.get("dropout_p", argument.default_value) == 0

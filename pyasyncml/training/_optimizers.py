@@ -1,10 +1,10 @@
 """What an optimizer's step is, in operators: torch.optim's arithmetic, written into a
 graph.
 
-Each rule knows three things of its optimizer: the state a parameter has before its first
-step, the numbers a step needs (worked out in Python, with the very expressions that
-torch.optim uses, so that they are the same to the last bit), and the operators that
-update parameters and state in place.
+Each rule knows three things of its optimizer: the state a parameter has before its
+first step, the numbers a step needs (worked out in Python, with the very expressions
+that torch.optim uses, so that they are the same to the last bit), and the operators
+that update parameters and state in place.
 
 `fused=True` in the optimizer gives its fused kernel, one operator a group and the
 fastest; without it come the operators of torch.optim's default implementation, in their
@@ -50,6 +50,7 @@ class Rule:
     # Hyperparameters that `numbers` reads and that may change from step to step; the
     # others are part of the graph.
     name = ""
+    counts = True  # its state has a `step`
     # Of `numbers`, those that differ from step to step even where only the learning
     # rate does …
     stepwise: tuple[str, ...] = ("lr",)
@@ -128,10 +129,11 @@ def _decayed(
 
 class _SGD(Rule):
     name = "SGD"
+    counts = False
 
     def __init__(self, group: Group) -> None:
         super().__init__(group)
-        # The first step takes the gradient as it is; zeros and no dampening do the same.
+        # A first step takes the gradient as it is: so do zeros without dampening.
         if group["momentum"] != 0 and group["dampening"] != 0:
             self.stepwise = ("lr", "dampening", "share")
         self.follows = {"momentum": ("momentum",)}
@@ -369,7 +371,8 @@ class _Adagrad(Rule):
     name = "Adagrad"
 
     def state(self, parameter: Tensor, group: Group) -> dict[str, Tensor]:
-        # torch.optim makes it with the optimizer; a parameter without any is none of its.
+        # torch.optim makes it with the optimizer; a parameter without any is none of
+        # its.
         import torch
 
         return {
@@ -433,7 +436,7 @@ _RULES: dict[str, type[Rule]] = {
 def rules_of(optimizer: torch.optim.Optimizer) -> list[Rule]:
     """A rule for each parameter group.
 
-    Raises `TypeError` for an optimizer, `ValueError` for an option that isn't supported.
+    Raises `TypeError` for an optimizer, `ValueError` for an option not supported.
     """
     import torch
 

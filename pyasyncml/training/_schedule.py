@@ -1,4 +1,4 @@
-"""Learning rates of many steps ahead, so that a run needs no Python between two steps."""
+"""Learning rates of many steps ahead: a run needs no Python between two steps."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Schedule:
     `steps_per_epoch` steps (which may be set later and between two epochs).
 
     A scheduler that wants a metric (`ReduceLROnPlateau`) has `needs_metric`: it is
-    stepped once an epoch, by `advance_with(metric)`, and a table reaches no further than
-    the epoch's end.
+    stepped once an epoch, by `advance_with(metric)`, and a table reaches no further
+    than the epoch's end.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import operator
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from . import _optimizers
 from ._optimizers import Bucket, Emitter
-from ._trace import Pair, Passes, Shapes, describe, trace
+from ._trace import Pair, Passes, Shapes, describe, kind_of, trace
 
 if TYPE_CHECKING:
     import torch
@@ -43,8 +44,8 @@ class TracedStep:
       `accumulate`, the mean of its parts), then the loss's metrics.
     - `bound`: placeholder name → the live tensor that it stands for: parameters,
       buffers, optimizer state, constants. The graph reads and writes these in place;
-      they need to be bound anew when `refresh()` says so. Everything that can fail comes
-      before the first write: a step that raises has changed nothing.
+      they need to be bound anew when `refresh()` says so. Everything that can fail
+      comes before the first write: a step that raises has changed nothing.
     - Operators that draw random numbers have `generator=None` in the graph: the runner
       gives them `generator`. The global one is never touched.
     - One graph serves all batches for which `fits(shapes)`; `variant(batch)` gives a
@@ -61,9 +62,6 @@ class TracedStep:
     buckets: list[Bucket]
     optimizer: torch.optim.Optimizer
     generator: torch.Generator | None
-    # One 0-d float64 tensor a column, at the values of the next step as `refresh` found
-    # it: an input for who runs a single step by hand.
-    lrs: tuple[Tensor, ...]
     _shapes: Shapes
     _request: _Request
     _sources: dict[str, tuple[str, ...]]
@@ -93,17 +91,16 @@ class TracedStep:
         for i, (given, wanted) in enumerate(zip(batch, example, strict=True)):
             if given.dtype != wanted.dtype or given.dim() != wanted.dim():
                 raise InputError(
-                    f"batch[{i}]: expected {self.expects(i)}, got "
-                    f"{describe([given]).partition(' ')[2]}"
+                    f"batch[{i}]: expected {self.expects(i)}, got {kind_of(given)}"
                 )
 
     def variant(self, batch: Sequence[Tensor]) -> TracedStep:
-        """The step for a batch of these shapes: itself, one traced before, or one traced
-        now (a tenth of a second to a second).
+        """The step for a batch of these shapes: itself, one traced before, or one
+        traced now (a tenth of a second to a second).
 
-        An axis whose size isn't what it was in any step so far may vary from then on, so
-        that batches of many lengths soon have one graph. A step that holds for one size
-        only is traced for each, with a warning. Raises as `trace_step`.
+        An axis whose size isn't what it was in any step so far may vary from then on,
+        so that batches of many lengths soon have one graph. A step that holds for one
+        size only is traced for each, with a warning. Raises as `trace_step`.
         """
         self.check(batch)
         shapes = [tuple(tensor.shape) for tensor in batch]
@@ -163,9 +160,9 @@ class TracedStep:
                 or (tensor.device != then.device)
             ):
                 raise ValueError(
-                    f"{' '.join(source[:2])} was {describe([then])[9:]} on {then.device} "
-                    f"when the step was traced and is {describe([tensor])[9:]} on "
-                    f"{tensor.device}: trace the step again"
+                    f"{source[0]} {Pair.name(source[1])!r} was {kind_of(then)} on "
+                    f"{then.device} when the step was traced and is {kind_of(tensor)} "
+                    f"on {tensor.device}: trace the step again"
                 )
             mark = _mark(tensor)
             if mark != self._marks.get(name):
@@ -173,13 +170,18 @@ class TracedStep:
                 stale = True
         for step in self._variants:
             stale = step.refresh() or stale
-        if not stale:
-            return False
-        return True
+        return stale
 
     def fixed(self, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
         """What an optimizer's groups are set to, as far as it is part of the graph."""
         return _fixed(optimizer, self._request.varying)
+
+    def count_anew(self) -> None:
+        """After the optimizer's state was loaded: which parameters have taken a
+        step."""
+        for bucket in self.buckets:
+            bucket.fresh = False
+            bucket.fresh = bucket.taken(self.optimizer) == 0
 
     def sync(self, steps: int = 1) -> None:
         """After `steps` native steps: autograd learns that the parameters were written
@@ -195,7 +197,12 @@ class TracedStep:
         )
 
     def close(self) -> None:
-        """Lets go of the module and the optimizer."""
+        """Lets go of the module and the optimizer. State that no step has used goes."""
+        for bucket in self.buckets:
+            if bucket.fresh and not bucket.rule.counts:
+                group = self.optimizer.param_groups[bucket.group]
+                for member in bucket.members:
+                    self.optimizer.state.pop(group["params"][member], None)
         self.bound.clear()
         self._variants.clear()
         self._sources.clear()
@@ -218,23 +225,22 @@ def trace_step(
     `optimizer`'s update, in the module's present mode (train or eval).
 
     A loss whose first parameter is named `module` or `model` is called as
-    `loss(module, *batch)`. It returns a scalar, or a scalar and a dict of scalar metrics.
-    A loss that is a module may have parameters, which are trained where the optimizer has
-    them, and buffers.
+    `loss(module, *batch)`. It returns a scalar, or a scalar and a dict of scalar
+    metrics. A loss that is a module may have parameters, which are trained where the
+    optimizer has them, and buffers.
 
-    `example_batch`: tensors whose first axis counts rows; with `dynamic_batch` the graph
-    is good for other numbers of rows.
-    `clip_norm`: `torch.nn.utils.clip_grad_norm_`'s `max_norm`.
-    `accumulate`: the batch is cut into as many parts as `torch.chunk` makes, their
-    gradients are summed as `(loss / accumulate).backward()` does.
-    `autocast`: a dtype, or a `torch.autocast` whose settings are taken, for the forward
-    pass and the loss.
-    `varying`: hyperparameters that are inputs of the step rather than part of the graph
+    `example_batch`: tensors whose first axis counts rows; with `dynamic_batch` the
+    graph is good for other numbers of rows. `clip_norm`:
+    `torch.nn.utils.clip_grad_norm_`'s `max_norm`. `accumulate`: the batch is cut into
+    as many parts as `torch.chunk` makes, their gradients are summed as `(loss /
+    accumulate).backward()` does. `autocast`: a dtype, or a `torch.autocast` whose
+    settings are taken, for the forward pass and the loss. `varying`: hyperparameters
+    that are inputs of the step rather than part of the graph
     (`_schedule.varying(scheduler)`).
 
-    Nothing of the module is run or changed, but for the optimizer's state, which is made
-    as its first step would. Raises `TypeError` and `ValueError` for arguments that aren't
-    supported, `LoadError` for Python that can't be traced, with the line, and
+    Nothing of the module is run or changed, but for the optimizer's state, which is
+    made as its first step would. Raises `TypeError` and `ValueError` for arguments that
+    aren't supported, `LoadError` for Python that can't be traced, with the line, and
     `InputError` for a batch that doesn't fit the module.
     """
     import torch
@@ -332,8 +338,8 @@ class _Request:
         made = request.trace(first.buckets, parts)
         if made.columns != first.columns or made.outputs != first.outputs:
             raise InputError(
-                "batch: with these shapes the loss gives other metrics, or trains other "
-                f"parameters, than before ({describe(batch)})"
+                "batch: with these shapes the loss gives other metrics, or trains "
+                f"other parameters, than before ({describe(batch)})"
             )
         return made
 
@@ -375,10 +381,6 @@ class _Request:
             buckets=buckets,
             optimizer=self.optimizer,
             generator=self.generator,
-            lrs=tuple(
-                torch.tensor(value, dtype=torch.float64)
-                for value in numbers_now(self.optimizer, buckets)
-            ),
             _shapes=passes.shapes,
             _request=self,
             _sources=builder.sources,
@@ -386,8 +388,8 @@ class _Request:
         )
 
     def _wanted(self) -> frozenset[str]:
-        """The parameters whose gradients are needed: the optimizer's, and where they are
-        clipped all, as in `clip_grad_norm_(module.parameters(), …)`."""
+        """The parameters whose gradients are needed: the optimizer's, and where they
+        are clipped all, as in `clip_grad_norm_(module.parameters(), …)`."""
         parameters = self.pair.parameters()
         if self.clip_norm is not None:
             return frozenset(parameters)
@@ -431,19 +433,6 @@ def _fixed(
         }
         for group in optimizer.param_groups
     ]
-
-
-def numbers_now(
-    optimizer: torch.optim.Optimizer, buckets: Sequence[Bucket], ahead: int = 0
-) -> list[float]:
-    """The inputs `columns` of the next step, or of one `ahead` steps later, as the
-    optimizer is set now."""
-    row: list[float] = []
-    for bucket in buckets:
-        group = optimizer.param_groups[bucket.group]
-        numbers = bucket.rule.numbers(group, bucket.taken(optimizer) + ahead + 1)
-        row += [numbers[column] for column in bucket.columns]
-    return row
 
 
 class _Owners:
@@ -511,7 +500,8 @@ class _Builder:
         self.inputs = [node.name for node in inputs]
         bound: list[tuple[Node, tuple[str, ...]]] = [
             (node, ("parameter", name)) for name, node in passes.parameters.items()
-        ] + [(node, ("buffer", name)) for name, node in passes.buffers.items()]
+        ]
+        bound += [(node, ("buffer", name)) for name, node in passes.buffers.items()]
         states = self._state_places(bound)
         copies = self._work_on_copies()
 
@@ -572,8 +562,9 @@ class _Builder:
         return states
 
     def _work_on_copies(self) -> dict[Node, Node]:
-        """Buffers that the forward pass writes to are written to in a copy, which is put
-        back with the update: a step that fails half-way leaves them as they were."""
+        """Buffers that the forward pass writes to are written to in a copy, which is
+        put back with the update: a step that fails half-way leaves them as they
+        were."""
         import torch
 
         copies: dict[Node, Node] = {}
@@ -584,9 +575,9 @@ class _Builder:
             place = self.passes.buffers[name]
             with self.graph.inserting_before(body):
                 copy = self.graph.call_function(torch.ops.aten.clone.default, (place,))
-            place.replace_all_uses_with(
-                copy, delete_user_cb=lambda n, c=copy: n is not c
-            )
+            for user in list(place.users):
+                if user is not copy:
+                    user.replace_input_with(place, copy)
             copies[place] = copy
         return copies
 
@@ -612,8 +603,6 @@ class _Builder:
             (add(aten.mul.Tensor, (inverse, float(self.request.clip_norm))), None, 1.0),
         )
         scaled = add(aten._foreach_mul.Tensor, (values, scale))
-        import operator
-
         return {
             name: add(operator.getitem, (scaled, i)) for i, name in enumerate(gradients)
         }
@@ -697,8 +686,8 @@ def _check_parameters(pair: Pair, optimizer: torch.optim.Optimizer) -> None:
             if id(parameter) not in names:
                 raise ValueError(
                     f"optimizer: parameter group {i} holds a tensor of shape "
-                    f"{list(parameter.shape)} that is no parameter of the module or the "
-                    "loss; was the module copied or moved after the optimizer was made?"
+                    f"{list(parameter.shape)} that is no parameter of the module or "
+                    "the loss; was the module copied or moved after the optimizer was made?"
                 )
             if parameter.is_complex() or not parameter.is_floating_point():
                 raise ValueError(

@@ -15,7 +15,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, LoadError
@@ -46,9 +46,7 @@ class Passes:
     gradients: dict[str, Node]  # of those parameters that have one
     written: set[str]  # buffers that the forward pass writes to
     shapes: Shapes
-    aligned: set[str] = field(
-        default_factory=set
-    )  # gradients laid out like the parameter
+    aligned: set[str]  # gradients laid out in memory as their parameter is
 
 
 class Pair:
@@ -65,7 +63,7 @@ class Pair:
             self.whole.loss = loss
         self.module, self.loss = module, loss
         # As they are: a Module's own `training` flag says nothing of its children's.
-        self.whole.forward = self._forward  # type: ignore[method-assign]
+        self.whole.forward = self._forward
 
     def _forward(self, *batch: Any) -> Any:
         if self.takes_module:
@@ -158,12 +156,14 @@ class Shapes:
         )
 
 
+def kind_of(tensor: Tensor) -> str:
+    """`float32[32, 8]`."""
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
 def describe(tensors: Sequence[Tensor]) -> str:
     """`batch[0] float32[32, 8], …`, for messages."""
-    return ", ".join(
-        f"batch[{i}] {str(t.dtype).removeprefix('torch.')}{list(t.shape)}"
-        for i, t in enumerate(tensors)
-    )
+    return ", ".join(f"batch[{i}] {kind_of(t)}" for i, t in enumerate(tensors))
 
 
 def trace(
@@ -177,9 +177,9 @@ def trace(
 ) -> Passes:
     """Traces loss and gradients.
 
-    `dynamic`: the axes of each batch tensor whose size may vary. `wanted`: the parameters
-    whose gradients are; none: the loss alone. Raises `LoadError` where the Python can't be traced, `InputError` where the
-    operators refuse the batch.
+    `dynamic`: the axes of each batch tensor whose size may vary. `wanted`: the
+    parameters whose gradients are; none: the loss alone. Raises `LoadError` where the
+    Python can't be traced,    `InputError` where the operators refuse the batch.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -190,7 +190,7 @@ def trace(
         StatelessSymbolicContext,
     )
 
-    class Mode(FakeTensorMode):  # type: ignore[misc]
+    class Mode(FakeTensorMode):
         """Asks no questions about sizes for a convolution: which of its kernels is
         taken, and in what layout it answers, is decided in each run."""
 
@@ -198,7 +198,7 @@ def trace(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
             if func in convolutions:
-                with self.shape_env.suppress_guards():
+                with environment.suppress_guards():
                     return super().dispatch(func, types, args, kwargs)
             return super().dispatch(func, types, args, kwargs)
 
@@ -429,9 +429,9 @@ def _explained(batch: Sequence[Tensor]) -> Iterator[None]:
         DynamicOutputShapeException,
         GuardOnDataDependentSymNode,
     ) as error:
-        what = {
-            DynamicOutputShapeException: "the shape of a result depends on values",
-        }.get(type(error), "Python needs the value of a tensor here")
+        what = "Python needs the value of a tensor here"
+        if isinstance(error, DynamicOutputShapeException):
+            what = "the shape of a result depends on values"
         raise LoadError(f"{source_line(error)}: {what}; {advice}") from error
     except UnsupportedOperatorException as error:
         raise LoadError(
@@ -453,7 +453,7 @@ def _explained(batch: Sequence[Tensor]) -> Iterator[None]:
 
 
 def source_line(error: BaseException) -> str:
-    """The user's innermost line in an error's traceback: `model.py:12 `x = self.fc(x)``."""
+    """The user's innermost line in an error's traceback, with its text."""
     import torch
 
     inner = os.path.dirname(os.path.abspath(torch.__file__))
@@ -509,7 +509,16 @@ def _sorted_out(
     plain = {torch.ops.aten.detach.default, torch.ops.aten.alias.default}
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target in plain:
-            (source,) = node.args
+            source = node.args[0]
+        elif (
+            node.op == "call_function"
+            and node.target is torch.ops.aten.t.default
+            and node.args[0].target is torch.ops.aten.t.default
+        ):
+            source = node.args[0].args[0]  # transposed twice
+        else:
+            source = None
+        if source is not None:
             results = [source if r is node else r for r in results]
             node.replace_all_uses_with(source)
             graph.erase_node(node)
