@@ -156,9 +156,10 @@ ort_inputs_make(struct ort_instance *instance, const struct paml_run *run,
         const struct ort_port *port = &program->inputs[i];
         struct ort_slot *slot = &instance->slots[i];
 
-        if (i >= run->n_arguments || (value->kind != PAML_TENSOR && value->kind != PAML_NONE &&
-                                      value->kind != PAML_BOOL && value->kind != PAML_INT &&
-                                      value->kind != PAML_FLOAT)) {
+        if (i >= run->n_arguments ||
+            (value->kind != PAML_TENSOR && value->kind != PAML_NONE &&
+             value->kind != PAML_BOOL && value->kind != PAML_INT &&
+             value->kind != PAML_FLOAT)) {
             return paml_fail(err, PAML_ERR_INPUT,
                              "input '%s': expected a tensor, got %s", port->name,
                              paml_kind_name((int)value->kind));

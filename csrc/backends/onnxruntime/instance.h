@@ -33,8 +33,8 @@ void ort_instance_close(void *instance);
 /* Thread: any. */
 void ort_instance_stop(void *instance, int on);
 
-/* Makes the inputs of a run: names, inputs, and how many in *count. Whatever happens, the
-   slots' values are to be released by ort_inputs_release(). */
+/* Makes the inputs of a run: names, inputs, and how many in *count. Whatever happens,
+   the slots' values are to be released by ort_inputs_release(). */
 int ort_inputs_make(struct ort_instance *instance, const struct paml_run *run,
                     size_t *count, struct paml_error *err);
 void ort_inputs_release(struct ort_instance *instance);

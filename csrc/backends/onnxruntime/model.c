@@ -109,9 +109,9 @@ static int
 check_port(const struct ort_program *program, const struct ort_port *port,
            const char *what, struct paml_error *err)
 {
-    static const char *const kinds[] = {"an unknown type", "a tensor", "a sequence",
-                                        "a map",           "opaque",   "a sparse tensor",
-                                        "an optional"};
+    static const char *const kinds[] = {
+        "an unknown type", "a tensor",        "a sequence", "a map",
+        "opaque",          "a sparse tensor", "an optional"};
     int is_input = strcmp(what, "input") == 0;
 
     if (port->kind == ORT_KIND_TENSOR && port->dtype.bits == 0) {
@@ -125,15 +125,15 @@ check_port(const struct ort_program *program, const struct ort_port *port,
                          program->path, what, port->name, port->ndim, PAML_MAX_RANK);
     }
     if (port->kind == ORT_KIND_TENSOR ||
-        (!is_input && (port->kind == ORT_KIND_SEQUENCE || port->kind == ORT_KIND_MAP))) {
+        (!is_input &&
+         (port->kind == ORT_KIND_SEQUENCE || port->kind == ORT_KIND_MAP))) {
         return PAML_OK;
     }
-    return paml_fail(err, PAML_ERR_LOAD, "%s: %s '%s' is %s; %s are served",
-                     program->path, what, port->name,
-                     kinds[port->kind >= 0 && port->kind <= ORT_KIND_OPTIONAL
-                               ? port->kind
-                               : 0],
-                     is_input ? "tensors" : "tensors, sequences and maps");
+    return paml_fail(
+        err, PAML_ERR_LOAD, "%s: %s '%s' is %s; %s are served", program->path, what,
+        port->name,
+        kinds[port->kind >= 0 && port->kind <= ORT_KIND_OPTIONAL ? port->kind : 0],
+        is_input ? "tensors" : "tensors, sequences and maps");
 }
 
 static void
@@ -146,8 +146,7 @@ describe_port(const struct ort_port *port, int has_default, int is_input,
     spec->optional = (uint32_t)has_default;
     if (port->kind != ORT_KIND_TENSOR) {
         spec->type = port->kind == ORT_KIND_MAP ? "map" : "sequence";
-        spec->kinds =
-            PAML_KIND_BIT(port->kind == ORT_KIND_MAP ? PAML_DICT : PAML_LIST);
+        spec->kinds = PAML_KIND_BIT(port->kind == ORT_KIND_MAP ? PAML_DICT : PAML_LIST);
     } else {
         spec->type = ort_type_name(port->type);
         spec->dtype = port->dtype;
@@ -157,7 +156,8 @@ describe_port(const struct ort_port *port, int has_default, int is_input,
             spec->shape = port->shape;
         } else if (is_input && port->dtype.code == kDLBool) {
             spec->kinds |= PAML_KIND_BIT(PAML_BOOL);
-        } else if (is_input && (port->dtype.code == kDLInt || port->dtype.code == kDLUInt)) {
+        } else if (is_input &&
+                   (port->dtype.code == kDLInt || port->dtype.code == kDLUInt)) {
             spec->kinds |= PAML_KIND_BIT(PAML_INT) | PAML_KIND_BIT(PAML_BOOL);
         } else if (is_input && port->dtype.code == kDLFloat && port->dtype.bits >= 32) {
             spec->kinds |= PAML_KIND_BIT(PAML_FLOAT) | PAML_KIND_BIT(PAML_INT) |
@@ -183,7 +183,8 @@ read_ports(struct ort_program *program, struct paml_error *err)
     int code = PAML_OK;
 
     if (status == NULL) {
-        status = ort.SessionGetOverridableInitializerCount(program->session, &n_defaults);
+        status =
+            ort.SessionGetOverridableInitializerCount(program->session, &n_defaults);
     }
     if (status == NULL) {
         status = ort.SessionGetOutputCount(program->session, &n_outputs);
@@ -256,8 +257,8 @@ ort_program_load(const struct paml_load_spec *spec, void **loaded,
         return paml_fail(err, PAML_ERR_MEMORY, "%s: no memory to load it", spec->path);
     }
     atomic_init(&program->taken, false);
-    program->device = spec->device.device_type != 0 ? spec->device
-                                                    : (DLDevice){kDLCPU, 0};
+    program->device =
+        spec->device.device_type != 0 ? spec->device : (DLDevice){kDLCPU, 0};
     program->threads = spec->threads > 0 ? spec->threads : 1;
     code = ort_session_new(program->path, program->device, program->threads,
                            &program->session, err);
@@ -268,12 +269,11 @@ ort_program_load(const struct paml_load_spec *spec, void **loaded,
         ort_program_unload(program);
         return code;
     }
-    program->entry =
-        (struct paml_entry){.name = "main",
-                            .n_inputs = program->n_inputs,
-                            .n_outputs = program->n_outputs,
-                            .inputs = program->specs,
-                            .outputs = program->specs + program->n_inputs};
+    program->entry = (struct paml_entry){.name = "main",
+                                         .n_inputs = program->n_inputs,
+                                         .n_outputs = program->n_outputs,
+                                         .inputs = program->specs,
+                                         .outputs = program->specs + program->n_inputs};
     *loaded = program;
     return PAML_OK;
 }

@@ -9,14 +9,15 @@
 #define PAML_ORT_MODEL_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 
 #include "library.h"
 
 /* One input or output. */
 struct ort_port {
     char *name;
-    int kind; /* enum ort_kind; of what an optional may hold, where it is one */
-    int type; /* element type; tensors only */
+    int kind;     /* enum ort_kind; of what an optional may hold, where it is one */
+    int type;     /* element type; tensors only */
     int optional; /* may be None */
     DLDataType dtype;
     int32_t ndim; /* 0: a scalar, or not known: ONNX Runtime doesn't tell them apart */

@@ -1,13 +1,11 @@
-/* The module `pyasyncml.backends._onnxruntime`: opens the library and hands the backend's
- * table out as a capsule. Importing it loads nothing.
+/* The module `pyasyncml.backends._onnxruntime`: opens the library and hands the
+ * backend's table out as a capsule. Importing it loads nothing.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
 #include "instance.h"
 #include "library.h"
-
-static struct paml_backend table; /* what it says of the version is known once open */
 
 /* Thread: any. GIL: either way. */
 static int
@@ -29,6 +27,7 @@ ort_devices(struct paml_device_info *infos, int capacity)
     return count;
 }
 
+/* What it says of the version is known once the library is open. */
 static struct paml_backend table = {
     .abi_version = PAML_ABI_VERSION,
     .struct_size = sizeof(struct paml_backend),
@@ -59,10 +58,9 @@ open_library(PyObject *Py_UNUSED(module), PyObject *args)
                           &debug)) {
         return NULL;
     }
-    Py_BEGIN_ALLOW_THREADS
-    code = ort_library_open(PyBytes_AS_STRING(path), debug, &error);
-    Py_END_ALLOW_THREADS
-    Py_DECREF(path);
+    Py_BEGIN_ALLOW_THREADS code =
+        ort_library_open(PyBytes_AS_STRING(path), debug, &error);
+    Py_END_ALLOW_THREADS Py_DECREF(path);
     if (code != PAML_OK) {
         text = PyUnicode_DecodeUTF8(error.message, (Py_ssize_t)strlen(error.message),
                                     "replace");

@@ -185,8 +185,8 @@ read_column(const struct writing *writing, const OrtValue *map, int which,
     return code;
 }
 
-/* Element `index` of a dense tensor as a value of its own; -1: memory ran out, -2: there
-   is no such kind of value. */
+/* Element `index` of a dense tensor as a value of its own; -1: memory ran out, -2:
+   there is no such kind of value. */
 static int
 item_of(const DLTensor *tensor, int64_t index, struct paml_value *to)
 {

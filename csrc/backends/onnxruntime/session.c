@@ -14,8 +14,8 @@ set_common(OrtSessionOptions *options, int threads)
     }
     /* Threads that wait must not burn the processors that others' models need. */
     if (status == NULL) {
-        status = ort.AddSessionConfigEntry(options, "session.intra_op.allow_spinning",
-                                           "0");
+        status =
+            ort.AddSessionConfigEntry(options, "session.intra_op.allow_spinning", "0");
     }
     return status;
 }
@@ -53,21 +53,18 @@ append_provider(OrtSessionOptions *options, DLDevice device, struct paml_error *
     if (device.device_type == kDLCUDA && ort_has_provider("CUDAExecutionProvider")) {
         return append_cuda(options, device.device_id, err);
     }
-    return paml_fail(err, PAML_ERR_LOAD,
-                     "device='%s:%d': ONNX Runtime %s here runs on %s%s",
-                     device.device_type == kDLCUDA   ? "cuda"
-                     : device.device_type == kDLROCM ? "rocm"
-                     : device.device_type == kDLMetal ? "mps"
-                     : device.device_type == kDLOneAPI
-                         ? "xpu"
-                         : (snprintf(name, sizeof(name), "type%d",
-                                     (int)device.device_type),
-                            name),
-                     (int)device.device_id, ort.version,
-                     ort_providers(providers, sizeof(providers)),
-                     device.device_type == kDLCUDA
-                         ? "; for CUDA: pip install onnxruntime-gpu"
-                         : "; of devices, the CPU and CUDA can be asked for");
+    return paml_fail(
+        err, PAML_ERR_LOAD, "device='%s:%d': ONNX Runtime %s here runs on %s%s",
+        device.device_type == kDLCUDA    ? "cuda"
+        : device.device_type == kDLROCM  ? "rocm"
+        : device.device_type == kDLMetal ? "mps"
+        : device.device_type == kDLOneAPI
+            ? "xpu"
+            : (snprintf(name, sizeof(name), "type%d", (int)device.device_type), name),
+        (int)device.device_id, ort.version, ort_providers(providers, sizeof(providers)),
+        device.device_type == kDLCUDA
+            ? "; for CUDA: pip install onnxruntime-gpu"
+            : "; of devices, the CPU and CUDA can be asked for");
 }
 
 /* Thread: worker. GIL: not held. Locks: none. */

@@ -18,10 +18,9 @@ ort_fail(OrtStatus *status, int code, struct paml_error *err)
 {
     static const char *const of_memory[] = {"Failed to allocate memory", "bad_alloc",
                                             "out of memory", NULL};
-    static const char *const of_inputs[] = {"Got invalid dimensions for input",
-                                            "Invalid rank for input",
-                                            "Unexpected input data type",
-                                            "Missing Input", NULL};
+    static const char *const of_inputs[] = {
+        "Got invalid dimensions for input", "Invalid rank for input",
+        "Unexpected input data type", "Missing Input", NULL};
     const char *message = ort.GetErrorMessage(status);
     int length = (int)strlen(message);
 

@@ -7,8 +7,8 @@
 
 #include "library.h"
 
-/* Fills err, releases the status (not NULL) and returns the code: that for memory or for
-   wrong inputs where the message tells so, else `code`. */
+/* Fills err, releases the status (not NULL) and returns the code: that for memory or
+   for wrong inputs where the message tells so, else `code`. */
 int ort_fail(OrtStatus *status, int code, struct paml_error *err);
 
 /* Releases a status that nobody needs to know; NULL is well. */

@@ -55,8 +55,9 @@ whole_number(const struct paml_value *value, DLDataType dtype, void *to)
     if (value->kind == PAML_FLOAT) {
         return -1;
     }
-    if (dtype.code == kDLInt ? shift > 0 && number != (int64_t)((uint64_t)number << shift) >> shift
-                             : number < 0 || (shift > 0 && number >> dtype.bits != 0)) {
+    if (dtype.code == kDLInt
+            ? shift > 0 && number != (int64_t)((uint64_t)number << shift) >> shift
+            : number < 0 || (shift > 0 && number >> dtype.bits != 0)) {
         return -1;
     }
     memcpy(to, &number, dtype.bits / 8); /* little-endian, as all that it runs on */
@@ -66,8 +67,7 @@ whole_number(const struct paml_value *value, DLDataType dtype, void *to)
 int
 ort_number(const struct paml_value *value, DLDataType dtype, void *to)
 {
-    double real =
-        value->kind == PAML_FLOAT ? value->real : (double)value->integer;
+    double real = value->kind == PAML_FLOAT ? value->real : (double)value->integer;
     float single = (float)real;
 
     switch (dtype.code << 8 | dtype.bits) {
