@@ -108,10 +108,18 @@ struct paml_backend {
 
     /* NULL: a run can't be stopped. `on`: the run that this instance is in, or about to
        be in, is to end as soon as it can, whichever way; nobody wants what it gives.
-       Any thread, while the instance is open. Not `on`: runs are to run again; on the
-       instance's thread, between two runs, after each stop. */
+       Any thread, during runs only; must not wait. Not `on`: runs are to run again; on
+       the instance's thread, between two runs, after each stop. */
     void (*stop)(void *instance, int on);
 };
+
+static inline int
+paml_backend_can_stop(const struct paml_backend *backend)
+{
+    return backend->struct_size >=
+               offsetof(struct paml_backend, stop) + sizeof(backend->stop) &&
+           backend->stop != NULL;
+}
 
 /* Room for `more` further values; the new ones are zeroed (PAML_NONE). Returns the
    first of them, or NULL when memory ran out. Inline, so that a backend links to
