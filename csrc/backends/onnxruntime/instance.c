@@ -16,11 +16,10 @@ static int
 take_session(struct ort_instance *instance, int threads, struct paml_error *err)
 {
     struct ort_program *program = instance->program;
-    bool shared = threads <= 1 && program->threads <= 1;
 
     /* threads == 0: one run of somebody who lends their thread. */
     if (same_device(program->device, instance->device) &&
-        (shared || threads == 0 ||
+        (program->shared || threads == 0 ||
          (threads == program->threads &&
           !atomic_exchange_explicit(&program->taken, true, memory_order_relaxed)))) {
         instance->session = program->session;

@@ -1,5 +1,6 @@
 #include "model.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -236,6 +237,30 @@ read_ports(struct ort_program *program, struct paml_error *err)
     return code;
 }
 
+#define LARGE_BYTES (32 << 20)
+
+/* Whether it has much to share: a large file, or weights in other files. */
+static bool
+is_large(const char *path)
+{
+    static const char location[] = "\n\010location"; /* a key of TensorProto's */
+    FILE *file = fopen(path, "rb");
+    char *content = malloc(LARGE_BYTES);
+    size_t size = 0;
+    bool large = true;
+
+    if (file != NULL && content != NULL) {
+        size = fread(content, 1, LARGE_BYTES, file);
+        large = size == LARGE_BYTES ||
+                memmem(content, size, location, sizeof(location) - 1) != NULL;
+    }
+    if (file != NULL) {
+        fclose(file);
+    }
+    free(content);
+    return large;
+}
+
 int
 ort_program_load(const struct paml_load_spec *spec, void **loaded,
                  struct paml_error *err)
@@ -260,6 +285,7 @@ ort_program_load(const struct paml_load_spec *spec, void **loaded,
     program->device =
         spec->device.device_type != 0 ? spec->device : (DLDevice){kDLCPU, 0};
     program->threads = spec->threads > 0 ? spec->threads : 1;
+    program->shared = program->threads <= 1 && is_large(program->path);
     code = ort_session_new(program->path, program->device, program->threads,
                            &program->session, err);
     if (code == PAML_OK) {
