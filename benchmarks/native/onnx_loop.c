@@ -288,6 +288,7 @@ main(int argc, char **argv)
         job.row_bytes *= (size_t)job.shape[i];
     }
     read_rows(argv[5]);
+    setenv("ORT_DISABLE_TELEMETRY", "1", 0);
     if (ort_library_open(argv[1], 0, &error) != PAML_OK ||
         ort_program_load(&spec, &program, &error) != PAML_OK) {
         fail(error.message);

@@ -38,6 +38,9 @@ def capsule() -> Any:
             from . import _onnxruntime
 
             path = _library()
+            # Wheels from 1.29 on otherwise keep a database in the user's cache folder
+            # and a thread that sends what is in it; asked later they only stop adding.
+            os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
             debug = os.environ.get("PYASYNCML_LOG") == "debug"
             try:
                 _capsule = _onnxruntime.open_library(path, debug)
