@@ -28,7 +28,7 @@ def write(
     check: bool = True,
     ml: bool = False,
 ) -> str:
-    """A model file with that graph: its path. `ml`: with the operators of ai.onnx.ml."""
+    """A file of a model with that graph: its path. `ml`: with ai.onnx.ml's operators."""
     graph = helper.make_graph(nodes, "graph", inputs, outputs, list(initializers))
     domains = [helper.make_opsetid("", opset)]
     if ml:
@@ -43,7 +43,7 @@ def write(
 def unary(
     path: Path | str,
     op: str = "Identity",
-    type: int = FLOAT,
+    element: int = FLOAT,
     shape: Sequence[Any] | None = ("n", 4),
     **options: Any,
 ) -> str:
@@ -51,8 +51,8 @@ def unary(
     return write(
         path,
         [node(op, ["x"], ["y"])],
-        [tensor("x", type, shape)],
-        [tensor("y", type, shape)],
+        [tensor("x", element, shape)],
+        [tensor("y", element, shape)],
         **options,
     )
 
@@ -69,7 +69,7 @@ def scale(path: Path | str, factor: float, features: int = 4) -> str:
 
 
 def loop(path: Path | str, size: int = 96) -> str:
-    """r = x multiplied with itself `n` times: as long a run as is asked for. The rows of
+    """r = x multiplied and squashed `n` times: as long a run as is wanted. The rows of
     x are the batch."""
     body = helper.make_graph(
         [
