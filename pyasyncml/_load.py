@@ -71,10 +71,10 @@ def load(
     """Load a model: ``await load(...)``, or ``async with load(...) as model``.
 
     `source`: a file, whose format is found from its content (TorchScript archives, ONNX
-    models), or a live `torch.nn.Module` or other callable, which runs in Python on the workers and
-    holds the GIL as Python code must. Reading, building and warming up happen on a
-    worker, while the loop goes on; the first use of a framework in a process imports
-    its library, which may hold the GIL for some milliseconds.
+    models), or a live `torch.nn.Module` or other callable, which runs in Python on the
+    workers and holds the GIL as Python code must. Reading, building and warming up
+    happen on a worker, while the loop goes on; the first use of a framework in a
+    process imports its library, which may hold the GIL for some milliseconds.
 
     `inputs`: example inputs, one or a tuple; each instance runs them before the model
     is ready, so that the first request isn't slow (`warmup=False`: not).

@@ -28,7 +28,7 @@ def write(
     check: bool = True,
     ml: bool = False,
 ) -> str:
-    """A file of a model with that graph: its path. `ml`: with ai.onnx.ml's operators."""
+    """A file of a model with that graph: its path. `ml`: ai.onnx.ml's operators too."""
     graph = helper.make_graph(nodes, "graph", inputs, outputs, list(initializers))
     domains = [helper.make_opsetid("", opset)]
     if ml:
