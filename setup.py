@@ -76,6 +76,23 @@ def core_extension() -> Extension:
     )
 
 
+def onnxruntime_extension() -> Extension:
+    """Needs nothing of ONNX Runtime: its library is opened when it is first used."""
+    core = core_extension()
+    return Extension(
+        "pyasyncml.backends._onnxruntime",
+        sources=sorted(
+            glob.glob("csrc/backends/onnxruntime/*.c")
+            + ["csrc/engine/value.c", "csrc/engine/string_tensor.c"]
+        ),
+        depends=core.depends,
+        include_dirs=["csrc/engine", "csrc/backends/onnxruntime"],
+        define_macros=core.define_macros,
+        extra_compile_args=core.extra_compile_args,
+        extra_link_args=core.extra_link_args,
+    )
+
+
 def torch_extensions() -> list[Extension]:
     """The torch backend, where torch and a C++ compiler are there. Where they aren't,
     it is built at first use."""
@@ -152,6 +169,6 @@ class build_py(_build_py):
 
 
 setup(
-    ext_modules=[core_extension(), *torch_extensions()],
+    ext_modules=[core_extension(), onnxruntime_extension(), *torch_extensions()],
     cmdclass={"build_ext": build_ext, "build_py": build_py},
 )

@@ -43,7 +43,9 @@ count_run(struct paml_worker *worker, int64_t rows, uint32_t requests)
     paml_count(&stats->requests, requests);
 }
 
-/* The backend's run, timed and counted. `slices`: of what; there are `requests`. */
+/* The backend's run of those slices, timed and counted; `slices`: of what, there are
+   `requests`. PAML_STOPPED: it gave nothing, as nobody wants it any more: answer_late()
+   has the answer for each of them. */
 static int
 timed_run(struct serving *serving, struct paml_run *run,
           const struct paml_slice *slices, int64_t rows, uint32_t requests)
@@ -51,13 +53,22 @@ timed_run(struct serving *serving, struct paml_run *run,
     struct paml_worker *worker = serving->worker;
     struct paml_model *model = worker->model;
     struct paml_worker_stats *stats = &worker->stats;
+    const struct paml_op *first = slices[0].op;
+    bool stoppable = paml_backend_can_stop(model->backend), stopped = false;
     int64_t begun, ended;
     int code;
 
     paml_worker_before_run(worker);
+    if (stoppable && !paml_stop_begin(worker, serving->instance, slices, requests)) {
+        serving->now_ns = paml_now_ns();
+        return PAML_STOPPED;
+    }
     begun = paml_now_ns();
     atomic_store_explicit(&stats->running_since_ns, begun, memory_order_relaxed);
     code = model->backend->run(serving->instance, run, serving->error);
+    if (stoppable) {
+        stopped = paml_stop_end(worker);
+    }
     ended = paml_now_ns();
     atomic_store_explicit(&stats->running_since_ns, 0, memory_order_relaxed);
     paml_count(&stats->busy_ns, (uint64_t)(ended - begun));
@@ -65,6 +76,9 @@ timed_run(struct serving *serving, struct paml_run *run,
     count_run(worker, rows, requests);
     serving->now_ns = worker->last_run_ns = ended;
     serving->run_ns = ended - begun;
+    if (code != PAML_OK && stopped) {
+        return PAML_STOPPED;
+    }
     if (code != PAML_OK) {
         paml_model_note_failure(model, serving->error);
         return code;
@@ -327,7 +341,9 @@ run_slices(struct serving *serving, struct paml_slice *slices, struct job **jobs
         return;
     }
     paml_outputs_clear(&whole);
-    if (code == PAML_ERR_MEMORY && rows > 1) {
+    if (code == PAML_STOPPED) {
+        keep_wanted(serving, slices, jobs, n); /* none is */
+    } else if (code == PAML_ERR_MEMORY && rows > 1) {
         paml_cost_out_of_memory(
             &worker->cost, paml_batch_cost_key_of(serving->batching, slices, n), rows);
         run_halves(serving, slices, jobs, n, rows / 2);
@@ -405,6 +421,12 @@ serve_step(struct serving *serving, struct job *job)
     }
     paml_steps_prepare(steps, op);
     code = timed_run(serving, &run, &slice, 1, 1);
+    if (code == PAML_STOPPED) {
+        paml_outputs_clear(&op->outputs);
+        tell_watcher(serving, steps, true);
+        answer(serving, job); /* nobody listens */
+        return;
+    }
     if (code == PAML_OK) {
         code = paml_steps_note(steps, &op->outputs, serving->error);
     }
@@ -445,7 +467,10 @@ serve_alone(struct serving *serving, struct job *job)
         paml_session_lend(op);
     }
     code = timed_run(serving, &run, &slice, 1, 1);
-    if (code == PAML_OK) {
+    if (code == PAML_STOPPED) {
+        paml_outputs_clear(&op->outputs);
+        answer_late(serving, job);
+    } else if (code == PAML_OK) {
         answer_served(serving, job);
     } else {
         answer_failed(serving, job, code, serving->error->message);
