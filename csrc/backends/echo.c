@@ -206,12 +206,7 @@ echo_copy(const struct paml_value *from, struct paml_value *to)
 
     switch (from->kind) {
     case PAML_TENSOR:
-        if (paml_tensor_new(to, from->tensor.dtype, from->tensor.ndim,
-                            from->tensor.shape) < 0) {
-            return -1;
-        }
-        paml_tensor_gather(&from->tensor, to->tensor.data);
-        return 0;
+        return paml_tensor_clone(&from->tensor, to);
     case PAML_STRING:
     case PAML_BYTES:
         text = malloc(from->string.size + 1);

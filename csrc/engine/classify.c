@@ -32,7 +32,13 @@ trait_of_tensor(const struct paml_batching *batching, const struct paml_op *op,
               (uint64_t)tensor->dtype.lanes << 16 | (uint64_t)tensor->ndim << 32;
     *word++ = (uint64_t)(uint32_t)tensor->device.device_type |
               (uint64_t)(uint32_t)tensor->device.device_id << 32;
-    if (tensor->ndim == 0) {
+    if (tensor->ndim == 0 && paml_dtype_is_strings(tensor->dtype)) {
+        const struct paml_string *string =
+            (const void *)((const char *)tensor->data + tensor->byte_offset);
+        trait->bytes = string->data;
+        trait->size = string->size;
+        *word++ = string->size;
+    } else if (tensor->ndim == 0) {
         trait->bytes = (const char *)tensor->data + tensor->byte_offset;
         trait->size = paml_dtype_bytes(tensor->dtype, 1);
     }

@@ -70,6 +70,17 @@ join_tensor(const struct paml_outputs *parts, uint32_t n, uint32_t index,
         paml_tensor_place(part, &to->tensor, batch_axis, row);
         row += part->shape[batch_axis];
     }
+    if (paml_dtype_is_strings(first->dtype)) {
+        /* So far it points to the bytes that the parts own. */
+        struct paml_value pointers = *to;
+        int status = paml_tensor_clone(&pointers.tensor, to);
+        paml_value_release(&pointers);
+        if (status < 0) {
+            memset(to, 0, sizeof(*to));
+            return paml_fail(err, PAML_ERR_MEMORY, "no memory for outputs of %lld rows",
+                             (long long)row);
+        }
+    }
     return PAML_OK;
 }
 

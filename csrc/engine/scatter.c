@@ -238,7 +238,7 @@ scatter_tensor(const struct scattering *scattering, struct paml_value *whole,
                uint32_t index, uint32_t at)
 {
     int64_t dims[2 * PAML_MAX_RANK], row = 0;
-    size_t bytes = paml_value_nbytes(whole);
+    size_t bytes = paml_tensor_nbytes(&whole->tensor);
     struct shared *shared = NULL;
     int code = PAML_OK;
 
@@ -246,14 +246,12 @@ scatter_tensor(const struct scattering *scattering, struct paml_value *whole,
         struct paml_slice *slice = &scattering->slices[s];
         struct paml_value *value = &slice->outputs.values[index];
         DLTensor part = part_of(scattering, &whole->tensor, at, slice, row, dims);
-        size_t part_bytes = paml_dtype_bytes(part.dtype, paml_tensor_elements(&part));
+        size_t part_bytes = paml_tensor_nbytes(&part);
 
         if (whole->tensor.device.device_type == kDLCPU &&
             part_bytes < (bytes + VIEW_FRACTION - 1) / VIEW_FRACTION) {
-            if (paml_tensor_new(value, part.dtype, part.ndim, part.shape) < 0) {
+            if (paml_tensor_clone(&part, value) < 0) {
                 code = no_memory(scattering);
-            } else {
-                paml_tensor_copy(&part, &value->tensor);
             }
         } else if ((shared == NULL && (shared = shared_new(whole)) == NULL) ||
                    view_new(shared, &part, value) < 0) {

@@ -18,12 +18,10 @@ paml_session_new(uint32_t n_states, const uint32_t *arguments,
     for (uint32_t i = 0; i < n_states; i++) {
         const DLTensor *tensor = &initial[i].tensor;
         session->arguments[i] = arguments[i];
-        if (paml_tensor_new(&session->initial[i], tensor->dtype, tensor->ndim,
-                            tensor->shape) < 0) {
+        if (paml_tensor_clone(tensor, &session->initial[i]) < 0) {
             paml_session_unref(session);
             return NULL;
         }
-        paml_tensor_gather(tensor, session->initial[i].tensor.data);
         session->n_states++;
     }
     return session;
@@ -193,11 +191,9 @@ copy_tensor(struct paml_value *value)
 {
     struct paml_value copy;
 
-    if (paml_tensor_new(&copy, value->tensor.dtype, value->tensor.ndim,
-                        value->tensor.shape) < 0) {
+    if (paml_tensor_clone(&value->tensor, &copy) < 0) {
         return -1;
     }
-    paml_tensor_gather(&value->tensor, copy.tensor.data);
     paml_value_release(value);
     *value = copy;
     return 0;

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "string_tensor.h"
+
 #define ALIGNMENT 64
 
 /* One allocation: the shape, then the bytes at the next multiple of ALIGNMENT. */
@@ -31,12 +33,20 @@ paml_dtype_bytes(DLDataType dtype, int64_t elements)
 }
 
 size_t
+paml_tensor_nbytes(const DLTensor *tensor)
+{
+    size_t bytes = paml_dtype_bytes(tensor->dtype, paml_tensor_elements(tensor));
+
+    return paml_dtype_is_strings(tensor->dtype) ? bytes + paml_strings_bytes(tensor)
+                                                : bytes;
+}
+
+size_t
 paml_value_nbytes(const struct paml_value *value)
 {
     switch (value->kind) {
     case PAML_TENSOR:
-        return paml_dtype_bytes(value->tensor.dtype,
-                                paml_tensor_elements(&value->tensor));
+        return paml_tensor_nbytes(&value->tensor);
     case PAML_STRING:
     case PAML_BYTES:
         return value->string.size;
@@ -191,6 +201,19 @@ paml_tensor_gather(const DLTensor *from, void *to)
     paml_tensor_copy(from, &dense);
 }
 
+int
+paml_tensor_clone(const DLTensor *from, struct paml_value *to)
+{
+    if (paml_dtype_is_strings(from->dtype)) {
+        return paml_strings_copy(from, to);
+    }
+    if (paml_tensor_new(to, from->dtype, from->ndim, from->shape) < 0) {
+        return -1;
+    }
+    paml_tensor_gather(from, to->tensor.data);
+    return 0;
+}
+
 void
 paml_value_release(struct paml_value *value)
 {
@@ -271,6 +294,12 @@ paml_dtype_name(DLDataType dtype, char *text, size_t size)
         break;
     case kDLBool:
         snprintf(text, size, "bool");
+        return text;
+    case PAML_CODE_TEXT:
+        snprintf(text, size, "str");
+        return text;
+    case PAML_CODE_BYTES:
+        snprintf(text, size, "bytes");
         return text;
     case kDLFloat8_e4m3fn:
         snprintf(text, size, "float8_e4m3fn");

@@ -69,6 +69,25 @@ struct paml_value {
     void (*release)(void *owner);
 };
 
+/* A tensor of strings is a PAML_TENSOR whose elements are these, with a dtype of our
+   own (codes that DLPack doesn't use, 128 bits, one lane). So it is gathered, cut, and
+   padded with empty strings as any other tensor is; only a copy that outlives `owner`,
+   which keeps the bytes alive besides the elements, must copy them too
+   (paml_tensor_clone). Not terminated; `data` may be NULL where `size` is 0. */
+struct paml_string {
+    const char *data;
+    size_t size; /* bytes */
+};
+
+#define PAML_CODE_TEXT 0xf0  /* UTF-8; str in Python */
+#define PAML_CODE_BYTES 0xf1 /* any bytes; bytes in Python */
+
+static inline int
+paml_dtype_is_strings(DLDataType dtype)
+{
+    return dtype.code == PAML_CODE_TEXT || dtype.code == PAML_CODE_BYTES;
+}
+
 /* A growing array of output values in prefix order. `first` serves the common case
    without an allocation. Owner: the op. */
 #define PAML_INLINE_VALUES 2
@@ -82,6 +101,8 @@ struct paml_outputs {
 void paml_value_release(struct paml_value *value);
 size_t paml_value_nbytes(const struct paml_value *value);
 int64_t paml_tensor_elements(const DLTensor *tensor);
+/* What it holds; the bytes of strings included. */
+size_t paml_tensor_nbytes(const DLTensor *tensor);
 size_t paml_dtype_bytes(DLDataType dtype, int64_t elements);
 int paml_tensor_is_contiguous(const DLTensor *tensor);
 const char *paml_kind_name(int kind);
@@ -94,6 +115,8 @@ const char *paml_device_name(DLDevice device, char *text, size_t size);
    contents undefined. Returns 0, or -1 when memory ran out. */
 int paml_tensor_new(struct paml_value *value, DLDataType dtype, int32_t ndim,
                     const int64_t *shape);
+/* The same for a C-contiguous copy of a CPU tensor, which needs nothing of `from`. */
+int paml_tensor_clone(const DLTensor *from, struct paml_value *to);
 /* Copies between CPU tensors of one shape and dtype, each with strides of its own;
    elements are whole bytes. */
 void paml_tensor_copy(const DLTensor *from, const DLTensor *to);

@@ -92,7 +92,8 @@ stretch(struct paml_value *value, int32_t axis, int64_t size)
     if (paml_tensor_new(value, tensor->dtype, tensor->ndim, shape) < 0) {
         return -1;
     }
-    memset(value->tensor.data, 0, paml_value_nbytes(value));
+    memset(value->tensor.data, 0,
+           paml_dtype_bytes(tensor->dtype, paml_tensor_elements(tensor)));
     return 0;
 }
 

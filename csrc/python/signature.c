@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "string_values.h"
+
 static PyObject *
 describe_spec(const struct paml_spec *spec, bool made)
 {
@@ -361,8 +363,11 @@ paml_signature_bind(struct module_state *state, const struct signature *signatur
                 goto done;
             }
             value->count = PAML_ABSENT;
-        } else if (paml_value_append(state, request, bound[i], spec->kinds, &name,
-                                     census) < 0) {
+        } else if ((paml_dtype_is_strings(spec->dtype)
+                        ? paml_strings_append(state, request, bound[i],
+                                              spec->dtype.code, &name)
+                        : paml_value_append(state, request, bound[i], spec->kinds,
+                                            &name, census)) < 0) {
             goto done;
         } else if (request->op.inputs[first].kind == PAML_TENSOR &&
                    check_tensor(state, spec, &request->op.inputs[first].tensor) < 0) {

@@ -17,7 +17,12 @@ struct input_name {
     Py_ssize_t index;
 };
 
-/* What a request's tensors were: decides what comes back. */
+/* Raises `type` with "<input>: <message>", keeping the error under way as the cause.
+   Returns -1. */
+int paml_input_refuse(PyObject *type, const struct input_name *name, const char *format,
+                      ...);
+
+/* What a request's tensors were (strings aren't counted): decides what comes back. */
 struct tensor_census {
     int torch, other;
 };

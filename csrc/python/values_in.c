@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "string_values.h"
+
 #define MAX_DEPTH 32
 
 static int append(struct module_state *, struct paml_request *, PyObject *, uint32_t,
@@ -19,9 +21,9 @@ input_text(const struct input_name *name, char *text, size_t size)
     return text;
 }
 
-/* Raises `type` with "<input>: <message>", keeping the error under way as the cause. */
-static int
-refuse(PyObject *type, const struct input_name *name, const char *format, ...)
+int
+paml_input_refuse(PyObject *type, const struct input_name *name, const char *format,
+                  ...)
 {
     PyObject *cause_type, *cause, *traceback, *message, *exception;
     char text[128];
@@ -101,9 +103,9 @@ check_tensor(struct module_state *state, struct paml_value *value,
              const struct input_name *name)
 {
     if (value->tensor.ndim > PAML_MAX_RANK) {
-        return refuse(state->InputError, name,
-                      "has %d dimensions, at most %d are taken",
-                      (int)value->tensor.ndim, PAML_MAX_RANK);
+        return paml_input_refuse(state->InputError, name,
+                                 "has %d dimensions, at most %d are taken",
+                                 (int)value->tensor.ndim, PAML_MAX_RANK);
     }
     return 0;
 }
@@ -178,15 +180,21 @@ append_buffer(struct module_state *state, struct paml_request *request,
     int64_t *strides;
 
     if (PyObject_GetBuffer(object, &view, PyBUF_RECORDS_RO) < 0) {
-        return refuse(PyExc_TypeError, name, "a %s lends no memory that is understood",
-                      Py_TYPE(object)->tp_name);
+        return paml_input_refuse(PyExc_TypeError, name,
+                                 "a %s lends no memory that is understood",
+                                 Py_TYPE(object)->tp_name);
     }
     dtype = dtype_of_format(view.format, view.itemsize);
+    if (dtype.bits == 0 && paml_strings_are_format(view.format)) {
+        PyBuffer_Release(&view);
+        return paml_strings_append(state, request, object, 0, name);
+    }
     if (dtype.bits == 0) {
-        refuse(PyExc_TypeError, name,
-               "elements of format '%s' (%zd bytes) are no tensor's; numbers in native "
-               "byte order and bool are",
-               view.format, view.itemsize);
+        paml_input_refuse(
+            PyExc_TypeError, name,
+            "elements of format '%s' (%zd bytes) are no tensor's; numbers in native "
+            "byte order and bool are",
+            view.format, view.itemsize);
         goto fail;
     }
     loan = PyMem_Malloc(sizeof(*loan) + 2 * (size_t)view.ndim * sizeof(int64_t));
@@ -245,8 +253,8 @@ append_managed(struct module_state *state, struct paml_request *request,
     if (managed->version.major != DLPACK_MAJOR_VERSION) {
         unsigned major = managed->version.major;
         release_managed(managed);
-        return refuse(PyExc_TypeError, name, "speaks DLPack %u, not %d", major,
-                      DLPACK_MAJOR_VERSION);
+        return paml_input_refuse(PyExc_TypeError, name, "speaks DLPack %u, not %d",
+                                 major, DLPACK_MAJOR_VERSION);
     }
     value = paml_request_input(request);
     if (value == NULL) {
@@ -291,8 +299,9 @@ append_capsule(struct module_state *state, struct paml_request *request,
     Py_XDECREF(keywords);
     Py_DECREF(method);
     if (capsule == NULL) {
-        return refuse(PyExc_TypeError, name, "a %s can't be lent through DLPack",
-                      Py_TYPE(object)->tp_name);
+        return paml_input_refuse(PyExc_TypeError, name,
+                                 "a %s can't be lent through DLPack",
+                                 Py_TYPE(object)->tp_name);
     }
     if (PyCapsule_IsValid(capsule, "dltensor_versioned")) {
         managed = PyCapsule_GetPointer(capsule, "dltensor_versioned");
@@ -310,8 +319,9 @@ append_capsule(struct module_state *state, struct paml_request *request,
             status = check_tensor(state, value, name);
         }
     } else {
-        refuse(PyExc_TypeError, name, "__dlpack__ of a %s gave no DLPack capsule",
-               Py_TYPE(object)->tp_name);
+        paml_input_refuse(PyExc_TypeError, name,
+                          "__dlpack__ of a %s gave no DLPack capsule",
+                          Py_TYPE(object)->tp_name);
     }
     Py_DECREF(capsule);
     return status;
@@ -383,7 +393,7 @@ append_exchanged(struct module_state *state, struct paml_request *request,
     PyObject *without_conj, *plain;
 
     if (api->managed_tensor_from_py_object_no_sync(object, &managed) != 0) {
-        return refuse(
+        return paml_input_refuse(
             PyExc_TypeError, name,
             "this %s can't be lent as a dense tensor (sparse, quantized, meta "
             "and nested ones can't)",
@@ -429,7 +439,8 @@ append_string(struct module_state *state, struct paml_request *request,
     } else {
         data = PyUnicode_AsUTF8AndSize(object, &size);
         if (data == NULL) {
-            return refuse(state->InputError, name, "the text can't be encoded");
+            return paml_input_refuse(state->InputError, name,
+                                     "the text can't be encoded");
         }
     }
     value = paml_request_input(request);
@@ -468,7 +479,8 @@ append_number(struct module_state *state, struct paml_request *request,
         value->integer = PyLong_AsLongLong(object);
     }
     if (PyErr_Occurred()) {
-        return refuse(state->InputError, name, "the number doesn't fit in 64 bits");
+        return paml_input_refuse(state->InputError, name,
+                                 "the number doesn't fit in 64 bits");
     }
     return 0;
 }
@@ -483,8 +495,8 @@ append_converted(struct module_state *state, struct paml_request *request,
     int status;
 
     if (number == NULL) {
-        return refuse(PyExc_TypeError, name, "expected a number, got %s",
-                      Py_TYPE(object)->tp_name);
+        return paml_input_refuse(PyExc_TypeError, name, "expected a number, got %s",
+                                 Py_TYPE(object)->tp_name);
     }
     status = append_number(state, request, number, kinds, name);
     Py_DECREF(number);
@@ -531,8 +543,11 @@ append_tensor(struct module_state *state, struct paml_request *request,
               struct tensor_census *census)
 {
     if (PyObject_CheckBuffer(object)) {
-        census->other++;
-        return append_buffer(state, request, object, name);
+        uint32_t at = request->op.n_inputs;
+        int status = append_buffer(state, request, object, name);
+        census->other +=
+            status == 0 && !paml_dtype_is_strings(request->op.inputs[at].tensor.dtype);
+        return status;
     }
     if (find_exchange_api(state, Py_TYPE(object))) {
         census->torch += state->exchange_is_torch;
@@ -575,8 +590,8 @@ append(struct module_state *state, struct paml_request *request, PyObject *objec
     int kind;
 
     if (depth > MAX_DEPTH) {
-        return refuse(state->InputError, name, "is nested deeper than %d levels",
-                      MAX_DEPTH);
+        return paml_input_refuse(state->InputError, name,
+                                 "is nested deeper than %d levels", MAX_DEPTH);
     }
     if (PyBytes_Check(object)) {
         kind = kinds & PAML_KIND_BIT(PAML_BYTES) ? PAML_BYTES : PAML_TENSOR;
@@ -604,16 +619,17 @@ append(struct module_state *state, struct paml_request *request, PyObject *objec
     } else if (PyFloat_Check(object)) {
         kind = PAML_FLOAT;
     } else {
-        return refuse(PyExc_TypeError, name,
-                      "expected a tensor (anything with __dlpack__ or the buffer "
-                      "protocol), a number, a string or a structure of them, got %s",
-                      Py_TYPE(object)->tp_name);
+        return paml_input_refuse(
+            PyExc_TypeError, name,
+            "expected a tensor (anything with __dlpack__ or the buffer "
+            "protocol), a number, a string or a structure of them, got %s",
+            Py_TYPE(object)->tp_name);
     }
     if (!(kinds & PAML_KIND_BIT(kind)) &&
         !(kind == PAML_INT && (kinds & PAML_KIND_BIT(PAML_FLOAT)))) {
         expected_text(kinds, expected, sizeof(expected));
-        return refuse(PyExc_TypeError, name, "expected %s, got %s", expected,
-                      Py_TYPE(object)->tp_name);
+        return paml_input_refuse(PyExc_TypeError, name, "expected %s, got %s", expected,
+                                 Py_TYPE(object)->tp_name);
     }
     switch (kind) {
     case PAML_NONE:

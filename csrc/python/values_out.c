@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "string_values.h"
+
 /* A tensor that came out of a run: lends its memory through the buffer protocol and
    DLPack. numpy arrays are made over it; without numpy it is the result itself. */
 typedef struct {
@@ -508,6 +510,10 @@ take_object(struct module_state *state, struct cursor *cursor, enum flavour flav
     case PAML_NONE:
         Py_RETURN_NONE;
     case PAML_TENSOR:
+        if (paml_dtype_is_strings(value->tensor.dtype)) {
+            PyObject *numpy = find_numpy(state); /* torch has no strings */
+            return numpy != NULL ? paml_strings_to_object(numpy, &value->tensor) : NULL;
+        }
         return flavour == FLAVOUR_TORCH ? tensor_to_torch(state, value)
                                         : tensor_to_numpy(state, value);
     case PAML_BOOL:
