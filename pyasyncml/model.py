@@ -105,13 +105,17 @@ class Queue:
 class Stats:
     """A model's counters since it was made, and its latencies in seconds.
 
-    `waiting` is rows in the queue, `waiting_bytes` their inputs, `running` instances in
-    a run at this moment; `wait` is time in the queue, `run` time in the backend,
+    `waiting` is rows that were accepted and haven't begun to run, `waiting_bytes` their
+    inputs. It counts what is `parked` as well, the rows past `Queue.max_rows` that wait
+    to be let into the queue (`when_full="wait"`): so it may exceed that bound by them.
+    `running` is instances in a run at this moment; `wait` is time in the queue, `run` time in the backend,
     quantiles within an eighth; `waited` is the seconds that all requests have been in
     the queue together, `busy` seconds in the backend, one number an instance.
 
-    `runs` of the backend served `rows` of `requests` in all; `inlined` requests more
-    were run where `infer` was called. `releases` says why runs began: "full", "drained"
+    `runs` of the backend served `rows` of `requests` in all. `inlined` of these were
+    requests run where `infer` was called (`inline_below=`), a run each, for
+    `inlined_seconds` together: not in the queue, nor in `busy`, `run` and `releases`,
+    which are the instances'. `releases` says why runs began: "full", "drained"
     (an instance was free and nothing more was waiting), "delay" (`max_delay` had
     passed), "shape" (what waited besides was too long or too short), "deadline" (more
     rows would have made somebody late), "alone" (requests that don't share). Padded
@@ -132,6 +136,7 @@ class Stats:
     rejected: int
     waiting: int
     waiting_bytes: int
+    parked: int
     running: int
     waited: float
     wait_p50: float
@@ -144,6 +149,7 @@ class Stats:
     requests: int
     releases: dict[str, int]
     inlined: int
+    inlined_seconds: float
     cells: int
     padding_cells: int
     padding_waste: float
@@ -229,7 +235,7 @@ class Model(_core.Model):
         return Health(
             status,
             message,
-            len(self._stats()[14]),
+            len(self._stats()[15]),
             alive,
             longest_run,
             oldest_wait,

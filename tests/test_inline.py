@@ -31,6 +31,10 @@ def test_request_to_an_idle_tiny_model_is_done_at_the_call(run):
             stats = model.stats()
             assert stats.inlined == inlined + 1
             assert stats.submitted == stats.completed
+            # A run each, wherever it was.
+            assert (stats.runs, stats.rows, stats.requests) == 3 * (stats.submitted,)
+            assert sum(stats.releases.values()) == stats.submitted - stats.inlined
+            assert 0 < stats.inlined_seconds < 0.5 * stats.inlined
 
     run(main)
 

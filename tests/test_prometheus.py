@@ -95,6 +95,24 @@ def test_padding_is_counted_in_cells(run):
     run(main)
 
 
+def test_requests_that_run_inline_count_as_any_other(run, registry):
+    async def main():
+        batching = ml.Batching(max_rows=8)
+        async with await echo(inline_below=0.5, batching=batching) as model:
+            PrometheusCollector(registry).add(model)
+            while model.stats().inlined < 3:
+                await model.infer(np.zeros((2, 3)))
+            stats = model.stats()
+            assert value(registry, "inline_requests_total") == 3
+            assert value(registry, "request_success_total") == stats.submitted
+            assert value(registry, "inference_runs_total") == stats.submitted
+            assert value(registry, "inference_rows_total") == 2 * stats.submitted
+            seconds = value(registry, "compute_infer_duration_seconds_total")
+            assert seconds == sum(stats.busy) + stats.inlined_seconds > sum(stats.busy)
+
+    run(main)
+
+
 def test_reload_sets_no_counter_back(run):
     async def main():
         registry = prometheus_client.CollectorRegistry()

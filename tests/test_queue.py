@@ -72,9 +72,16 @@ def test_work_past_the_bound_waits_and_is_served_in_its_order(run):
             futures = [model.infer(rows(n)) for n in range(1, 31)]
             await model.begun(1)
             assert model.stats().waiting == 29
+            assert model.stats().parked == 27  # and 2 are in the queue
+            model.release(10)
+            await model.begun(11)
+            assert (model.stats().waiting, model.stats().parked) == (19, 17)
+            futures[-1].cancel()
+            assert (model.stats().waiting, model.stats().parked) == (18, 16)
             model.release()
-            await asyncio.gather(*futures)
-            assert model.seen == list(range(1, 31))
+            await asyncio.gather(*futures[:-1])
+            assert (model.stats().waiting, model.stats().parked) == (0, 0)
+            assert model.seen == list(range(1, 30))
             assert model.stats().rejected == 0
 
     run(main)

@@ -87,7 +87,8 @@ struct paml_model {
 
     /* Written by those who submit, cancel or expire; statistics, so relaxed. */
     _Alignas(64) atomic_uint_least64_t submitted, rejected, cancelled, expired;
-    atomic_uint_least64_t inlined, inline_failed; /* served by those who submit */
+    /* Served by those who submit: requests, the rows and nanoseconds of both. */
+    atomic_uint_least64_t inlined, inline_failed, inline_rows, inline_ns;
 
     /* Runs that failed since the last one that didn't. */
     _Alignas(64) atomic_uint_least64_t failing;

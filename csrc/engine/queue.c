@@ -613,6 +613,19 @@ paml_queue_oldest(struct paml_queue *queue)
     return submitted_ns;
 }
 
+/* Thread: any. Locks: takes `lock`. */
+int64_t
+paml_queue_parked_rows(struct paml_queue *queue)
+{
+    int64_t rows;
+
+    pthread_mutex_lock(&queue->lock);
+    queue_sort_inbox(queue, NULL);
+    rows = queue->schedule.parked_rows;
+    pthread_mutex_unlock(&queue->lock);
+    return rows;
+}
+
 /* Everything that waits, CLAIMED. Locks: the caller holds `lock`. */
 static struct paml_op *
 queue_take_all(struct paml_queue *queue)

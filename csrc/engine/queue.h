@@ -80,6 +80,8 @@ int paml_queue_push(struct paml_queue *queue, struct paml_op *op,
 /* What waits, in rows and bytes. */
 int64_t paml_queue_rows(struct paml_queue *queue);
 int64_t paml_queue_bytes(struct paml_queue *queue);
+/* How many of the rows are parked past the bound (PAML_FULL_WAIT). */
+int64_t paml_queue_parked_rows(struct paml_queue *queue);
 
 /* Opens a burst or keeps it open, and closes it. */
 void paml_queue_hold(struct paml_queue *queue, int64_t now_ns);

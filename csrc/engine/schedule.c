@@ -152,6 +152,7 @@ park(struct paml_schedule *schedule, struct paml_op *op)
     op->previous = schedule->parked_last;
     *(op->previous != NULL ? &op->previous->next : &schedule->parked_first) = op;
     schedule->parked_last = op;
+    schedule->parked_rows += op->rows;
 }
 
 static void
@@ -161,6 +162,7 @@ unpark(struct paml_schedule *schedule, struct paml_op *op)
     *(op->next != NULL ? &op->next->previous : &schedule->parked_last) = op->previous;
     op->next = op->previous = NULL;
     op->place = PAML_NOWHERE;
+    schedule->parked_rows -= op->rows;
 }
 
 static void

@@ -57,7 +57,8 @@ struct paml_schedule {
     struct paml_op *parked_first, *parked_last;
     struct paml_op *held; /* by their sessions; older, newer */
     int64_t rows;         /* admitted */
-    size_t count;         /* admitted */
+    int64_t parked_rows;
+    size_t count; /* admitted */
     uint64_t sequence, runs;
 };
 

@@ -117,6 +117,10 @@ paml_inline_run(ModelObj *self, struct paml_request *request)
     atomic_fetch_add_explicit(&model->submitted, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(code == PAML_OK ? &model->inlined : &model->inline_failed,
                               1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&model->inline_rows, request->op.rows,
+                              memory_order_relaxed);
+    atomic_fetch_add_explicit(&model->inline_ns, (uint64_t)request->op.run_ns,
+                              memory_order_relaxed);
     if (code != PAML_OK) {
         paml_op_fail(&request->op, code, error.message);
     }

@@ -24,10 +24,10 @@ oldest_wait(struct paml_queue *queue)
 /* What adds up: over the workers of a model, and over the models that a Model served
    one after the other. */
 struct paml_totals {
-    unsigned long long submitted, rejected, cancelled, inlined;
+    unsigned long long submitted, rejected, cancelled, inlined, inline_ns;
     unsigned long long completed, failed, expired, runs, rows, requests;
     unsigned long long cells, real_cells, releases[PAML_RELEASES];
-    long long waiting_rows, waiting_bytes;
+    long long waiting_rows, waiting_bytes, parked_rows;
     int running;
     struct paml_histogram wait, run;
     unsigned long long busy_ns[]; /* of each instance */
@@ -66,10 +66,15 @@ static void
 add_model(struct paml_totals *totals, struct paml_model *model)
 {
     unsigned long long inline_failed = get(&model->inline_failed);
+    unsigned long long inlined = get(&model->inlined) + inline_failed;
 
     totals->submitted += get(&model->submitted);
-    totals->inlined += get(&model->inlined) + inline_failed;
-    totals->completed += get(&model->inlined);
+    totals->inlined += inlined;
+    totals->inline_ns += get(&model->inline_ns);
+    totals->runs += inlined;
+    totals->rows += get(&model->inline_rows);
+    totals->requests += inlined;
+    totals->completed += inlined - inline_failed;
     totals->failed += inline_failed;
     totals->rejected += get(&model->rejected);
     totals->cancelled += get(&model->cancelled);
@@ -102,7 +107,8 @@ paml_totals_fold(ModelObj *self)
 }
 
 /* All of them: those that are gone, those that are being drained, the present one.
-   NULL with an error set. GIL: held; nothing here runs Python code. */
+   NULL with an error set. GIL: held; nothing here runs Python code. Locks: the models'
+   and their queues', in turn. */
 static struct paml_totals *
 totals_of(ModelObj *self)
 {
@@ -123,6 +129,9 @@ totals_of(ModelObj *self)
     }
     for (model = self->model; model != NULL; model = model->predecessor) {
         add_model(totals, model);
+        if (!paml_threads_forked()) {
+            totals->parked_rows += paml_queue_parked_rows(&model->queue);
+        }
     }
     return totals;
 }
@@ -176,9 +185,10 @@ busy_of(const struct paml_totals *totals, int n_workers)
 }
 
 /* (submitted, completed, failed, cancelled, expired, rejected, waiting rows, waiting
-    bytes, running, waited, wait p50, wait p99, run p50, run p99, busy seconds per
-    instance, runs, rows, requests of runs, releases, inlined, cells of padded inputs,
-   those that were padding, their share, CPU tokens held and in all) */
+    bytes, parked rows, running, waited, wait p50, wait p99, run p50, run p99, busy
+   seconds per instance, runs, rows, requests of runs, releases, inlined, their seconds,
+   cells of padded inputs, those that were padding, their share, CPU tokens held and in
+   all) */
 PyObject *
 Model_stats(ModelObj *self, PyObject *Py_UNUSED(ignored))
 {
@@ -198,13 +208,14 @@ Model_stats(ModelObj *self, PyObject *Py_UNUSED(ignored))
     releases = releases_of(totals);
     if (busy != NULL && releases != NULL) {
         result = Py_BuildValue(
-            "(KKKKKKLLidddddOKKKOKKKdii)", totals->submitted, totals->completed,
+            "(KKKKKKLLLidddddOKKKOKdKKdii)", totals->submitted, totals->completed,
             totals->failed, totals->cancelled, totals->expired, totals->rejected,
-            totals->waiting_rows, totals->waiting_bytes, totals->running,
-            seconds(get(&totals->wait.sum_ns)), seconds_at(&totals->wait, 0.5),
-            seconds_at(&totals->wait, 0.99), seconds_at(&totals->run, 0.5),
-            seconds_at(&totals->run, 0.99), busy, totals->runs, totals->rows,
-            totals->requests, releases, totals->inlined, totals->cells, padding,
+            totals->waiting_rows, totals->waiting_bytes, totals->parked_rows,
+            totals->running, seconds(get(&totals->wait.sum_ns)),
+            seconds_at(&totals->wait, 0.5), seconds_at(&totals->wait, 0.99),
+            seconds_at(&totals->run, 0.5), seconds_at(&totals->run, 0.99), busy,
+            totals->runs, totals->rows, totals->requests, releases, totals->inlined,
+            seconds(totals->inline_ns), totals->cells, padding,
             totals->cells > 0 ? (double)padding / (double)totals->cells : 0.0,
             paml_budget_held(), paml_budget_total());
     }

@@ -39,8 +39,13 @@ _COUNTERS: tuple[tuple[str, str, _Number], ...] = (
     ),
     (
         "compute_infer_duration_seconds",
-        "Time that instances were in the backend, added up.",
-        lambda stats, _: sum(stats.busy),
+        "Time in the backend, of all runs, added up.",
+        lambda stats, _: sum(stats.busy) + stats.inlined_seconds,
+    ),
+    (
+        "inline_requests",
+        "Requests that were run where infer was called, among all that were run.",
+        lambda stats, _: stats.inlined,
     ),
     (
         "input_cells",
@@ -75,12 +80,18 @@ _COUNTERS_BY_REASON: tuple[tuple[str, str, _Numbers], ...] = (
 _GAUGES: tuple[tuple[str, str, _Number], ...] = (
     (
         "pending_rows",
-        "Rows in the queue; without batching a request is one.",
+        "Rows that wait for a run, parked ones included; without batching a request "
+        "is one.",
         lambda stats, _: stats.waiting,
     ),
     (
+        "parked_rows",
+        "Rows past the queue's bound, that wait to be let in.",
+        lambda stats, _: stats.parked,
+    ),
+    (
         "pending_bytes",
-        "Inputs of the requests in the queue.",
+        "Inputs of the requests that wait.",
         lambda stats, _: stats.waiting_bytes,
     ),
     ("running", "Instances in a run.", lambda stats, _: stats.running),
@@ -138,7 +149,9 @@ class PrometheusCollector:
       each request that shared it
     - `pyasyncml_pending_rows`: `nv_inference_pending_request_count`, but in rows
 
-    Without an equal there: `pyasyncml_pending_bytes`, `pyasyncml_running` (instances),
+    Without an equal there: `pyasyncml_inline_requests_total` (requests that were run
+    where `infer` was called; in the above as any other), `pyasyncml_parked_rows` (those of the pending rows that are
+    past the queue's bound), `pyasyncml_pending_bytes`, `pyasyncml_running` (instances),
     `pyasyncml_batch_release_total` (runs by the `reason` why they began, see `Stats`),
     `pyasyncml_input_cells_total` and `pyasyncml_padding_cells_total` (elements of
     inputs that may be padded, and the padding among them), `pyasyncml_healthy` (0 or
