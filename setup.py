@@ -76,6 +76,27 @@ def core_extension() -> Extension:
     )
 
 
+def tensorflow_extension() -> Extension:
+    """Plain C, which looks for TensorFlow's library when it is first needed."""
+    return Extension(
+        "pyasyncml.backends._tensorflow",
+        sources=sorted(glob.glob("csrc/backends/tensorflow/*.c"))
+        + ["csrc/engine/value.c", "csrc/engine/string_tensor.c"],
+        depends=sorted(glob.glob("csrc/**/*.h", recursive=True)),
+        include_dirs=["csrc/engine", "csrc/backends/tensorflow"],
+        define_macros=[("_GNU_SOURCE", "1")],
+        extra_compile_args=[
+            "-std=c11",
+            "-Wall",
+            "-Wextra",
+            "-O2",
+            "-fvisibility=hidden",
+            *option_flags(),
+        ],
+        extra_link_args=option_flags(),
+    )
+
+
 def torch_extensions() -> list[Extension]:
     """The torch backend, where torch and a C++ compiler are there. Where they aren't,
     it is built at first use."""
@@ -152,6 +173,6 @@ class build_py(_build_py):
 
 
 setup(
-    ext_modules=[core_extension(), *torch_extensions()],
+    ext_modules=[core_extension(), tensorflow_extension(), *torch_extensions()],
     cmdclass={"build_ext": build_ext, "build_py": build_py},
 )

@@ -11,6 +11,7 @@ static const struct row {
     {4, {kDLUInt, 8, 1}, "DT_UINT8"},
     {5, {kDLInt, 16, 1}, "DT_INT16"},
     {6, {kDLInt, 8, 1}, "DT_INT8"},
+    {7, {PAML_CODE_BYTES, 8 * sizeof(struct paml_string), 1}, "DT_STRING"},
     {8, {kDLComplex, 64, 1}, "DT_COMPLEX64"},
     {9, {kDLInt, 64, 1}, "DT_INT64"},
     {10, {kDLBool, 8, 1}, "DT_BOOL"},
@@ -42,6 +43,9 @@ static const struct row {
 int
 paml_tf_type_of(DLDataType dtype)
 {
+    if (paml_dtype_is_strings(dtype)) {
+        return PAML_TF_STRING;
+    }
     for (size_t i = 0; i < N_ROWS; i++) {
         if (rows[i].dtype.code == dtype.code && rows[i].dtype.bits == dtype.bits &&
             rows[i].dtype.lanes == dtype.lanes && dtype.bits != 0) {
@@ -70,5 +74,5 @@ paml_tf_type_name(int type)
             return rows[i].name;
         }
     }
-    return type == PAML_TF_STRING ? "DT_STRING" : "DT_?";
+    return "DT_?";
 }
