@@ -1,5 +1,7 @@
 #include "library.h"
 
+#include "quiet.h"
+
 #include <dlfcn.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -46,14 +48,17 @@ paml_tf_open(const char *path, struct paml_error *err)
     static bool opened;
     struct paml_tf_functions found;
     const char *(*version)(void);
+    struct paml_tf_quiet quiet;
     void *library, *symbol;
 
     if (opened) {
         return PAML_OK;
     }
+    paml_tf_quiet_begin(&quiet);
     /* Not RTLD_GLOBAL: an `import tensorflow` that follows would crash. Never closed:
        the library leaves threads behind. */
     library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    paml_tf_quiet_end(&quiet);
     if (library == NULL) {
         return paml_fail(err, PAML_ERR_LOAD, "TensorFlow's library doesn't load: %s",
                          dlerror());
