@@ -7,18 +7,15 @@ or after it.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import os
-import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import LoadError
 
 _LIBRARY = "libtensorflow_cc.so.2"
+_FRAMEWORK = "libtensorflow_framework.so.2"  # which that one needs
 
 _lock = threading.Lock()
 _opened = False
@@ -37,27 +34,25 @@ def capsule() -> Any:
 
     with _lock:
         if not _opened:
-            path = _find_library()
-            with _quietly():
-                _tensorflow.open_library(path)
+            folder = _find_library()
+            _tensorflow.open_library(folder / _LIBRARY, folder / _FRAMEWORK)
             _opened = True
         return _tensorflow.capsule
 
 
-def _find_library() -> str:
+def _find_library() -> Path:
     folder = _find_package()
     if folder is None:
         raise LoadError(
             "this model needs TensorFlow, which isn't installed: "
             "pip install 'pyasyncml[tensorflow]' (or tensorflow-cpu)"
         )
-    path = folder / _LIBRARY
-    if not path.is_file():
+    if not (folder / _LIBRARY).is_file():
         raise LoadError(
             f"the TensorFlow in {folder} has no {_LIBRARY}: supported are 2.16 and "
             "later versions of 2, as the wheels for Linux have them"
         )
-    return str(path)
+    return folder
 
 
 def _find_package() -> Path | None:
@@ -70,7 +65,3 @@ def _find_package() -> Path | None:
         return None
     return Path(next(iter(spec.submodule_search_locations)))
 
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    yield

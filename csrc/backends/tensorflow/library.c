@@ -43,7 +43,7 @@ check_version(const char *path, const char *version, struct paml_error *err)
 
 /* Thread: any, one at a time. GIL: not held, the linker takes a while. */
 int
-paml_tf_open(const char *path, struct paml_error *err)
+paml_tf_open(const char *path, const char *framework, struct paml_error *err)
 {
     static bool opened;
     struct paml_tf_functions found;
@@ -54,11 +54,18 @@ paml_tf_open(const char *path, struct paml_error *err)
     if (opened) {
         return PAML_OK;
     }
+    /* Intra-op threads are the process's otherwise: the first session, or an `import
+       tensorflow`, decides for all. */
+    setenv("TF_OVERRIDE_GLOBAL_THREADPOOL", "1", 0);
     paml_tf_quiet_begin(&quiet);
+    /* It prints, and is the other's dependency. Where it is missing, the other says so. */
+    if (framework != NULL) {
+        dlopen(framework, RTLD_NOW | RTLD_LOCAL);
+    }
+    paml_tf_quiet_end(&quiet);
     /* Not RTLD_GLOBAL: an `import tensorflow` that follows would crash. Never closed:
        the library leaves threads behind. */
     library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    paml_tf_quiet_end(&quiet);
     if (library == NULL) {
         return paml_fail(err, PAML_ERR_LOAD, "TensorFlow's library doesn't load: %s",
                          dlerror());

@@ -103,8 +103,8 @@ struct paml_tf_functions {
 
 extern struct paml_tf_functions tf;
 
-/* Loads the library at `path`; once it is there, does nothing. PAML_OK or
-   PAML_ERR_LOAD. */
-int paml_tf_open(const char *path, struct paml_error *err);
+/* Loads the library at `path`, and before it the one it needs, at `framework` (or NULL).
+   Once they are there, does nothing. PAML_OK or PAML_ERR_LOAD. */
+int paml_tf_open(const char *path, const char *framework, struct paml_error *err);
 
 #endif

@@ -14,25 +14,28 @@ struct state {
 };
 
 PyDoc_STRVAR(open_library_doc,
-             "open_library(path, /)\n--\n\n"
+             "open_library(path, framework, /)\n--\n\n"
              "Load TensorFlow's library, once a process; its version. Not from several\n"
              "threads at once. Raises LoadError.");
 
 static PyObject *
-open_library(PyObject *module, PyObject *argument)
+open_library(PyObject *module, PyObject *args)
 {
     struct state *state = PyModule_GetState(module);
     struct paml_error error = {0};
-    PyObject *path;
+    PyObject *path = NULL, *framework = NULL;
     int code;
 
-    if (!PyUnicode_FSConverter(argument, &path)) {
+    if (!PyArg_ParseTuple(args, "O&O&:open_library", PyUnicode_FSConverter, &path,
+                          PyUnicode_FSConverter, &framework)) {
+        Py_XDECREF(path);
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    code = paml_tf_open(PyBytes_AS_STRING(path), &error);
+    code = paml_tf_open(PyBytes_AS_STRING(path), PyBytes_AS_STRING(framework), &error);
     Py_END_ALLOW_THREADS
     Py_DECREF(path);
+    Py_DECREF(framework);
     if (code != PAML_OK) {
         PyObject *message =
             PyUnicode_DecodeUTF8(error.message, (Py_ssize_t)strlen(error.message),
@@ -48,7 +51,7 @@ open_library(PyObject *module, PyObject *argument)
 }
 
 static PyMethodDef methods[] = {
-    {"open_library", open_library, METH_O, open_library_doc},
+    {"open_library", open_library, METH_VARARGS, open_library_doc},
     {NULL, NULL, 0, NULL},
 };
 
