@@ -76,24 +76,21 @@ def core_extension() -> Extension:
     )
 
 
-def tensorflow_extension() -> Extension:
-    """Plain C, which looks for TensorFlow's library when it is first needed."""
+def plain_extension(name: str) -> Extension:
+    """A backend in plain C, which needs nothing of the framework: its library is opened
+    when it is first used."""
+    core = core_extension()
     return Extension(
-        "pyasyncml.backends._tensorflow",
-        sources=sorted(glob.glob("csrc/backends/tensorflow/*.c"))
-        + ["csrc/engine/value.c", "csrc/engine/string_tensor.c"],
-        depends=sorted(glob.glob("csrc/**/*.h", recursive=True)),
-        include_dirs=["csrc/engine", "csrc/backends/tensorflow"],
-        define_macros=[("_GNU_SOURCE", "1")],
-        extra_compile_args=[
-            "-std=c11",
-            "-Wall",
-            "-Wextra",
-            "-O2",
-            "-fvisibility=hidden",
-            *option_flags(),
-        ],
-        extra_link_args=option_flags(),
+        f"pyasyncml.backends._{name}",
+        sources=sorted(
+            glob.glob(f"csrc/backends/{name}/*.c")
+            + ["csrc/engine/value.c", "csrc/engine/string_tensor.c"]
+        ),
+        depends=core.depends,
+        include_dirs=["csrc/engine", f"csrc/backends/{name}"],
+        define_macros=core.define_macros,
+        extra_compile_args=core.extra_compile_args,
+        extra_link_args=core.extra_link_args,
     )
 
 
@@ -173,6 +170,11 @@ class build_py(_build_py):
 
 
 setup(
-    ext_modules=[core_extension(), tensorflow_extension(), *torch_extensions()],
+    ext_modules=[
+        core_extension(),
+        plain_extension("onnxruntime"),
+        plain_extension("tensorflow"),
+        *torch_extensions(),
+    ],
     cmdclass={"build_ext": build_ext, "build_py": build_py},
 )

@@ -7,9 +7,11 @@ import os
 import re
 import zipfile
 
+from ._onnx_file import is_onnx
 from .errors import LoadError
 
-BACKENDS = ("torch", "tensorflow")
+BACKENDS = ("torch", "onnxruntime", "tensorflow")
+_SHORT = {"onnx": "onnxruntime"}
 
 
 def identify(path: str, backend: str | None, sha256: str | None) -> str:
@@ -17,6 +19,7 @@ def identify(path: str, backend: str | None, sha256: str | None) -> str:
 
     Raises `LoadError`.
     """
+    backend = _SHORT.get(backend, backend) if backend is not None else None
     if backend is not None and backend not in BACKENDS:
         raise LoadError(
             f"backend={backend!r}: there is no such backend for files; "
@@ -35,6 +38,10 @@ def identify(path: str, backend: str | None, sha256: str | None) -> str:
     if size == 0:
         raise LoadError(f"{path}: the file is empty")
     _verify(path, sha256)
+    if backend is None:
+        with open(path, "rb") as file:
+            if is_onnx(file, size):
+                return "onnxruntime"
     return backend or _identify_content(path, magic)
 
 
@@ -54,8 +61,8 @@ def _identify_content(path: str, magic: bytes) -> str:
     if magic[:4] != b"PK\x03\x04":
         kind = "a pickle" if magic[:1] == b"\x80" else "no format that is known"
         raise LoadError(
-            f"{path}: holds {kind}; a TorchScript archive was expected "
-            "(torch.jit.script or torch.jit.trace, then .save)"
+            f"{path}: holds {kind}; a TorchScript archive (torch.jit.script or "
+            "torch.jit.trace, then .save) or an ONNX model was expected"
         )
     try:
         with zipfile.ZipFile(path) as archive:

@@ -86,7 +86,7 @@ def load(
     `queue`: the bound, see `Queue`. `inline_below`: seconds; a request that finds the
     model idle, and whose kind has been taking less than this lately, runs at once in
     the caller, whose loop it blocks for that long; 0, the default: none does.
-    `backend`: "torch" or "python", where the content doesn't tell. `sha256`: the file's
+    `backend`: "torch", "onnx" or "python", where the content doesn't tell. `sha256`: the file's
     checksum in hex; without it, a file of the same name with ".sha256" added is looked
     for. `name`: what errors and stats call it.
 

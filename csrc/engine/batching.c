@@ -96,6 +96,27 @@ apply(struct paml_batching *batching, struct storage *storage, uint32_t n_settin
     }
 }
 
+/* A batch has as many rows as requests bring: an input that states its rows can't be
+   one. */
+static int
+check_batch_axes(const struct paml_batching *batching, const struct paml_entry *entry,
+                 struct paml_error *err)
+{
+    for (uint32_t i = 0; i < entry->n_inputs; i++) {
+        const struct paml_spec *spec = &entry->inputs[i];
+        int32_t axis = i < batching->n_input_axes ? batching->input_axes[i] : 0;
+
+        if (spec->shape != NULL && axis < spec->ndim && spec->shape[axis] >= 0) {
+            return paml_fail(err, PAML_ERR_LOAD,
+                             "batching=: axis %d of input '%s', the batch axis, is "
+                             "fixed at %lld by the model; export it with a dynamic one",
+                             axis, spec->name != NULL ? spec->name : "?",
+                             (long long)spec->shape[axis]);
+        }
+    }
+    return PAML_OK;
+}
+
 int
 paml_batching_build(struct paml_batching *batching,
                     const struct paml_batching_options *options,
@@ -144,6 +165,9 @@ paml_batching_build(struct paml_batching *batching,
         if (code == PAML_OK) {
             apply(batching, storage, n, setting, position);
         }
+    }
+    if (code == PAML_OK) {
+        code = check_batch_axes(batching, entry, err);
     }
     if (code != PAML_OK) {
         paml_batching_clear(batching);

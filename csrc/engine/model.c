@@ -63,6 +63,7 @@ paml_model_new(const struct paml_backend *backend,
         paml_batch_init(&workers[i].batch);
         paml_batcher_init(&workers[i].batcher);
         paml_cost_init(&workers[i].cost);
+        paml_stopping_init(&workers[i].stopping);
     }
     return model;
 }
@@ -86,6 +87,7 @@ paml_model_unref(struct paml_model *model)
         for (int i = 0; i < model->n_workers; i++) {
             paml_batch_destroy(&model->workers[i].batch);
             paml_batcher_destroy(&model->workers[i].batcher);
+            paml_stopping_destroy(&model->workers[i].stopping);
         }
         free(model->workers);
         free(model);

@@ -25,6 +25,7 @@ struct paml_group;
 struct paml_queue;
 struct paml_session;
 struct paml_steps;
+struct paml_worker;
 
 #define PAML_STATES_MOST 4 /* inputs of a session that are state */
 
@@ -70,6 +71,9 @@ struct paml_op {
     struct paml_steps *steps; /* runs over and over (steps.h); the maker's, or NULL */
     /* Requests share a run when their keys are equal and not 0. */
     uint64_t batch_key;
+    /* stop.h's: who runs it, or ran it last; NULL: nobody yet, or nobody who can be
+       stopped. */
+    _Atomic(struct paml_worker *) runner;
     int64_t run_ns; /* what the run that served it took */
     struct paml_outputs outputs;
 

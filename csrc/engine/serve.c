@@ -43,21 +43,31 @@ count_run(struct paml_worker *worker, int64_t rows, uint32_t requests)
     paml_count(&stats->requests, requests);
 }
 
-/* The backend's run, timed and counted. */
+/* The backend's run of those slices, timed and counted. PAML_STOPPED: it gave nothing,
+   as nobody wants it any more: answer_late() has the answer for each of them. */
 static int
-timed_run(struct serving *serving, struct paml_run *run, const struct paml_op *first,
-          int64_t rows, uint32_t requests)
+timed_run(struct serving *serving, struct paml_run *run,
+          const struct paml_slice *slices, uint32_t requests, int64_t rows)
 {
     struct paml_worker *worker = serving->worker;
     struct paml_model *model = worker->model;
     struct paml_worker_stats *stats = &worker->stats;
+    const struct paml_op *first = slices[0].op;
+    bool stoppable = paml_backend_can_stop(model->backend), stopped = false;
     int64_t begun, ended;
     int code;
 
     paml_worker_before_run(worker);
+    if (stoppable && !paml_stop_begin(worker, serving->instance, slices, requests)) {
+        serving->now_ns = paml_now_ns();
+        return PAML_STOPPED;
+    }
     begun = paml_now_ns();
     atomic_store_explicit(&stats->running_since_ns, begun, memory_order_relaxed);
     code = model->backend->run(serving->instance, run, serving->error);
+    if (stoppable) {
+        stopped = paml_stop_end(worker);
+    }
     ended = paml_now_ns();
     atomic_store_explicit(&stats->running_since_ns, 0, memory_order_relaxed);
     paml_count(&stats->busy_ns, (uint64_t)(ended - begun));
@@ -65,6 +75,9 @@ timed_run(struct serving *serving, struct paml_run *run, const struct paml_op *f
     count_run(worker, rows, requests);
     serving->now_ns = worker->last_run_ns = ended;
     serving->run_ns = ended - begun;
+    if (code != PAML_OK && stopped) {
+        return PAML_STOPPED;
+    }
     if (code != PAML_OK) {
         paml_model_note_failure(model, serving->error);
         return code;
@@ -287,7 +300,7 @@ run_slices(struct serving *serving, struct paml_slice *slices, struct job **jobs
         paml_batch_gather(batcher, serving->batching, slices, n, &run, serving->error);
     if (code == PAML_OK) {
         run.deadline_ns = n == 1 ? jobs[0]->op->deadline_ns : 0;
-        code = timed_run(serving, &run, slices[0].op, rows, n);
+        code = timed_run(serving, &run, slices, n, rows);
         ran = true;
         paml_count(&worker->stats.cells, (uint64_t)batcher->cells);
         paml_count(&worker->stats.real_cells, (uint64_t)batcher->real_cells);
@@ -305,7 +318,9 @@ run_slices(struct serving *serving, struct paml_slice *slices, struct job **jobs
         return;
     }
     paml_outputs_clear(&whole);
-    if (code == PAML_ERR_MEMORY && rows > 1) {
+    if (code == PAML_STOPPED) {
+        keep_wanted(serving, slices, jobs, n); /* none is */
+    } else if (code == PAML_ERR_MEMORY && rows > 1) {
         paml_cost_out_of_memory(
             &worker->cost, paml_batch_cost_key(serving->batching, slices[0].op), rows);
         run_halves(serving, slices, jobs, n, rows, true);
@@ -377,6 +392,7 @@ serve_step(struct serving *serving, struct job *job)
 {
     struct paml_op *op = job->op;
     struct paml_steps *steps = op->steps;
+    struct paml_slice slice = {.op = op, .to = 1};
     struct paml_run run = {.inputs = op->inputs,
                            .n_inputs = op->n_inputs,
                            .n_arguments = op->n_arguments,
@@ -391,7 +407,7 @@ serve_step(struct serving *serving, struct job *job)
         return;
     }
     paml_steps_prepare(steps, op);
-    code = timed_run(serving, &run, op, 1, 1);
+    code = timed_run(serving, &run, &slice, 1, 1);
     if (code == PAML_OK) {
         code = paml_steps_note(steps, &op->outputs, serving->error);
     }
@@ -417,6 +433,7 @@ static void
 serve_alone(struct serving *serving, struct job *job)
 {
     struct paml_op *op = job->op;
+    struct paml_slice slice = {.op = op, .to = op->rows};
     struct paml_run run = {.inputs = op->inputs,
                            .n_inputs = op->n_inputs,
                            .n_arguments = op->n_arguments,
@@ -430,8 +447,11 @@ serve_alone(struct serving *serving, struct job *job)
     if (op->session != NULL) {
         paml_session_lend(op);
     }
-    code = timed_run(serving, &run, op, 1, 1);
-    if (code == PAML_OK) {
+    code = timed_run(serving, &run, &slice, 1, 1);
+    if (code == PAML_STOPPED) {
+        paml_outputs_clear(&op->outputs);
+        answer_late(serving, job);
+    } else if (code == PAML_OK) {
         answer_served(serving, job);
     } else {
         answer_failed(serving, job, code, serving->error->message);
