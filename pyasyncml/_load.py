@@ -12,6 +12,7 @@ from typing import Any
 from . import _files
 from ._call import call
 from .backends import Devices, load_backend, parse_devices
+from .backends.tensorflow import SharedProgram
 from .batching import Batching
 from .errors import LoadError
 from .model import Model, Queue, make_model
@@ -143,6 +144,15 @@ def load(
             lambda: _open_file(path, backend, sha256, entry, example, title, common),
             functools.partial(load_again, name=title),
         )
+    if isinstance(source, SharedProgram):
+        path = source.path
+        title = name or os.path.basename(path.rstrip("/")) or path
+        return Loading(
+            lambda: _open_file(
+                path, "tensorflow", sha256, entry, example, title, common, source._program
+            ),
+            functools.partial(load_again, name=title),
+        )
     if callable(source):
         if inline_below:
             raise ValueError(
@@ -187,11 +197,12 @@ async def _open_file(
     example: tuple[Any, ...],
     name: str,
     common: dict[str, Any],
+    options: Any = None,
 ) -> Model:
     found = await call(_files.identify, path, backend, sha256)
     capsule = await call(load_backend, found)
     model = make_model(
-        Model, found, capsule, name=name, path=path, entry=entry, **common
+        Model, found, capsule, options, name=name, path=path, entry=entry, **common
     )
     return await _started(model, example)
 

@@ -8,6 +8,7 @@ or after it.
 from __future__ import annotations
 
 import importlib.util
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -65,3 +66,48 @@ def _find_package() -> Path | None:
         return None
     return Path(next(iter(spec.submodule_search_locations)))
 
+
+
+class SharedProgram:
+    """A SavedModel whose variables several models see: one that trains and one that
+    serves, say.
+
+    A source for `pyasyncml.load`: ``await load(shared, entry="predict")`` and ``await
+    load(shared, entry="train_step")`` run on one session a device, at once where they
+    are asked to. What a training step has written the next request of the other reads,
+    variable by variable: where a step's variables are to be seen together, don't serve
+    while it runs, or serve a program of its own, into which `restore` brings what
+    `save` wrote. The first model decides how many `threads` the session has. A warm-up
+    with `inputs` of a training step trains.
+
+    The variables are in memory as long as a model of the program is, or this object.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Nothing is read yet."""
+        from . import _tensorflow
+
+        self.path = os.fspath(path)
+        self._native = _tensorflow
+        self._program = _tensorflow.program(self.path)
+
+    def save(self, prefix: str | os.PathLike[str]) -> None:
+        """Write the variables to a checkpoint: files whose names begin with `prefix`,
+        which `tf.train.load_checkpoint` reads.
+
+        Blocks for as long as that takes, without the GIL: ``await call(shared.save,
+        prefix)``. Steps that run meanwhile may be in it in part. Raises `LoadError`
+        where the SavedModel can't be loaded or has no operations for it, and
+        `BackendError`.
+        """
+        capsule()
+        self._native.save(self._program, os.fspath(prefix))
+
+    def restore(self, prefix: str | os.PathLike[str]) -> None:
+        """Read the variables from a checkpoint that `save` wrote, or TensorFlow did for
+        the same program. As `save`."""
+        capsule()
+        self._native.restore(self._program, os.fspath(prefix))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.path!r}>"
