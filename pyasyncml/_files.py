@@ -10,7 +10,7 @@ import zipfile
 from ._onnx_file import is_onnx
 from .errors import LoadError
 
-BACKENDS = ("torch", "onnxruntime")
+BACKENDS = ("torch", "onnxruntime", "tensorflow")
 _SHORT = {"onnx": "onnxruntime"}
 
 
@@ -27,16 +27,14 @@ def identify(path: str, backend: str | None, sha256: str | None) -> str:
             f"backend={backend!r}: there is no such backend for files; "
             f"there is {', '.join(map(repr, BACKENDS))}"
         )
+    if os.path.isdir(path):
+        return _identify_folder(path, backend, sha256)
     try:
         with open(path, "rb") as file:
             magic = file.read(8)
             size = os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise LoadError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise LoadError(
-            f"{path}: is a folder; a TorchScript file was expected"
-        ) from None
     except OSError as error:
         raise LoadError(f"{path}: {error.strerror}") from error
     if size == 0:
@@ -71,6 +69,18 @@ def _kind_of_archive(members: list[str]) -> str | None:
     return None
 
 
+def _identify_folder(path: str, backend: str | None, sha256: str | None) -> str:
+    if backend not in (None, "tensorflow"):
+        raise LoadError(f"{path}: is a folder; backend={backend!r} reads files")
+    if not os.path.isfile(os.path.join(path, "saved_model.pb")):
+        raise LoadError(
+            f"{path}: is a folder without a saved_model.pb; of folders, SavedModels are "
+            "read (tf.saved_model.save, or Keras's model.export)"
+        )
+    _verify(path, sha256)
+    return "tensorflow"
+
+
 def _identify_content(path: str, magic: bytes) -> str:
     if magic[:4] != b"PK\x03\x04":
         kind = "a pickle" if magic[:1] == b"\x80" else "no format that is known"
@@ -102,7 +112,8 @@ def _verify(path: str, sha256: str | None) -> None:
     said_by = "sha256="
     if sha256 is None:
         try:
-            with open(path + ".sha256", encoding="ascii", errors="replace") as file:
+            beside = path.rstrip("/") + ".sha256"
+            with open(beside, encoding="ascii", errors="replace") as file:
                 sha256 = file.read(4096).split(maxsplit=1)[0]
         except (FileNotFoundError, NotADirectoryError):
             return
@@ -112,12 +123,33 @@ def _verify(path: str, sha256: str | None) -> None:
     expected = sha256.lower()
     if re.fullmatch("[0-9a-f]{64}", expected) is None:
         raise LoadError(f"{said_by}: expected 64 hexadecimal digits, got {sha256!r}")
+    try:
+        found = checksum(path)
+    except OSError as error:
+        raise LoadError(f"{error.filename}: {error.strerror}") from error
+    if found != expected:
+        raise LoadError(
+            f"{path}: the checksum doesn't match {said_by}: expected {expected}, "
+            f"the {'folder' if os.path.isdir(path) else 'file'} has {found}"
+        )
+
+
+def checksum(path: str) -> str:
+    """The SHA-256 of a file, in hex; of a folder that of the list of its files', as
+    ``find . -type f | LC_ALL=C sort | xargs sha256sum | sha256sum`` has it.
+    """
     digest = hashlib.sha256()
+    if os.path.isdir(path):
+        names = [
+            os.path.join(folder, name)
+            for folder, _, files in os.walk(path)
+            for name in files
+        ]
+        for name in sorted(os.path.relpath(name, path) for name in names):
+            line = f"{checksum(os.path.join(path, name))}  ./{name}\n"
+            digest.update(os.fsencode(line))
+        return digest.hexdigest()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    if digest.hexdigest() != expected:
-        raise LoadError(
-            f"{path}: the checksum doesn't match {said_by}: expected {expected}, "
-            f"the file has {digest.hexdigest()}"
-        )
+    return digest.hexdigest()

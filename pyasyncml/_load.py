@@ -13,6 +13,7 @@ from typing import Any
 from . import _files
 from ._call import call
 from .backends import Devices, load_backend, parse_devices
+from .backends.tensorflow import SharedProgram
 from .batching import Batching
 from .errors import LoadError
 from .model import Model, Queue, make_model
@@ -155,6 +156,15 @@ def load(
             lambda: _open_file(path, backend, sha256, entry, example, title, common),
             functools.partial(load_again, name=title),
         )
+    if isinstance(source, SharedProgram):
+        path = source.path
+        title = name or os.path.basename(path.rstrip("/")) or path
+        return Loading(
+            lambda: _open_file(
+                path, "tensorflow", sha256, entry, example, title, common, source._program
+            ),
+            functools.partial(load_again, name=title),
+        )
     if callable(source):
         title = name or str(getattr(source, "__name__", type(source).__name__))
         load_again = functools.partial(load_again, name=title)
@@ -209,6 +219,7 @@ async def _open_file(
     example: tuple[Any, ...],
     name: str,
     common: dict[str, Any],
+    options: Any = None,
 ) -> Model:
     found = await call(_files.identify, path, backend, sha256)
     if found == "torch.export":
@@ -217,7 +228,7 @@ async def _open_file(
         return await _open_served(serve_file, (path, entry), example, name, common)
     capsule = await call(load_backend, found)
     model = make_model(
-        Model, found, capsule, name=name, path=path, entry=entry, **common
+        Model, found, capsule, options, name=name, path=path, entry=entry, **common
     )
     return await _started(model, example)
 
