@@ -53,7 +53,6 @@ timed_run(struct serving *serving, struct paml_run *run,
     struct paml_worker *worker = serving->worker;
     struct paml_model *model = worker->model;
     struct paml_worker_stats *stats = &worker->stats;
-    const struct paml_op *first = slices[0].op;
     bool stoppable = paml_backend_can_stop(model->backend), stopped = false;
     int64_t begun, ended;
     int code;

@@ -346,8 +346,6 @@ class _Request:
     def trace(
         self, buckets: list[Bucket] | None = None, parts: int | None = None
     ) -> TracedStep:
-        import torch
-
         passes = trace(
             self.pair,
             self.batch,
@@ -687,7 +685,8 @@ def _check_parameters(pair: Pair, optimizer: torch.optim.Optimizer) -> None:
                 raise ValueError(
                     f"optimizer: parameter group {i} holds a tensor of shape "
                     f"{list(parameter.shape)} that is no parameter of the module or "
-                    "the loss; was the module copied or moved after the optimizer was made?"
+                    "the loss; was the module copied or moved after the optimizer was "
+                    "made?"
                 )
             if parameter.is_complex() or not parameter.is_floating_point():
                 raise ValueError(
