@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ._weights import Live
 from .backends import parse_devices
 from .batching import Batching
 from .errors import LoadError
@@ -20,6 +21,8 @@ class ServedProgram:
     """A program that is ready to be a model."""
 
     served: Served
+    #: The live module that it was exported from, if it was.
+    module: Any = None
 
     def model(self, name: str, common: dict[str, Any]) -> Model:
         """The model, not started. Raises `LoadError` for batches it can't run."""
@@ -33,6 +36,8 @@ class ServedProgram:
         model = make_graph_model(self.served.graph, name=name, **common)
         model._finish = self.served.finish
         model._structure = self.served.structure
+        if self.module is not None:
+            model._live = Live(self.module, self, name, common)
         return model
 
 
@@ -53,7 +58,7 @@ def serve_module(
     program, names = export_module(
         module, inputs, dynamic, entry=entry, batch_axes=batch_axes
     )
-    return ServedProgram(serve(program, entry or "forward", names))
+    return ServedProgram(serve(program, entry or "forward", names), module)
 
 
 def serve_file(path: str, entry: str | None) -> ServedProgram:

@@ -24,12 +24,21 @@ from ._describe import Argument, Body, Describer, Symbols
 class Graph:
     """A graph that is ready to run: what `make_graph_model` takes.
 
-    `capsule` is the native half; `device` where the weights are ("cpu", "cuda:0").
+    `capsule` is the native half; `device` where the weights are ("cpu", "cuda:0");
+    `constants` the tensors that it was built round.
     """
 
     capsule: Any
     name: str
     device: str
+    constants: tuple[torch.Tensor, ...]
+
+    def over(self, tensors: Sequence[torch.Tensor]) -> Graph:
+        """The same graph over other tensors in the place of its constants."""
+        from ..backends.torch import with_weights
+
+        capsule = with_weights(self.capsule, tuple(tensors))
+        return Graph(capsule, self.name, self.device, tuple(tensors))
 
 
 def lower(
@@ -96,7 +105,7 @@ def finish(describer: Describer, body: Body, output: Any, tree: Any = None) -> G
     from ..backends.torch import graph
 
     capsule = graph(description, (describer.constants, describer.generator))
-    return Graph(capsule, describer.name, description[1])
+    return Graph(capsule, describer.name, description[1], tuple(describer.constants))
 
 
 def _tree_of(body: Body, value: Any, results: list[Any]) -> Any:

@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import LoadError
 from . import _plain
@@ -29,10 +29,17 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ._schedule import Schedule
     from ._torch_step import TracedStep
 
 _FORMAT = "pyasyncml checkpoint 1"
+
+
+class Stateful(Protocol):
+    """What keeps its state in a checkpoint; wrong states are `ValueError`s."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass
@@ -53,7 +60,7 @@ def take_checkpoint(
     loss: Callable[..., Any],
     optimizer: torch.optim.Optimizer,
     *,
-    schedule: Schedule | None = None,
+    schedule: Stateful | None = None,
     step: TracedStep | None = None,
     generator: torch.Generator | None = None,
     position: Any = None,
@@ -173,7 +180,7 @@ def restore_checkpoint(
     loss: Callable[..., Any],
     optimizer: torch.optim.Optimizer,
     *,
-    schedule: Schedule | None = None,
+    schedule: Stateful | None = None,
     step: TracedStep | None = None,
     generator: torch.Generator | None = None,
 ) -> Any:

@@ -7,8 +7,8 @@
  *
  * Values live in slots, numbered through all bodies: the constants first, in order.
  *
- * Owner: the capsule that Python holds and the programs made from it, by shared_ptr.
- * Read-only once it is built, but for the table of copies, which has a lock of its own.
+ * Owner: the capsules that Python holds and the programs made from them, by shared_ptr.
+ * Read-only once it is built.
  */
 #ifndef PAML_TORCH_GRAPH_H
 #define PAML_TORCH_GRAPH_H
@@ -185,10 +185,6 @@ class Graph {
         return &entry_;
     }
 
-    /* The constants as an instance on `device` uses them. Instances of a device share
-       their storage, but for what they write to. Thread: any. Locks: copies_lock_. */
-    std::vector<at::Tensor> constants_for(c10::Device device);
-
   private:
     void find_writes();
     void find_last_uses(Body &body);
@@ -197,6 +193,25 @@ class Graph {
     std::vector<struct paml_spec> inputs_;
     struct paml_spec output_ = {};
     struct paml_entry entry_ = {};
+};
+
+/* The tensors that a graph runs over: its own constants, or others of their kind.
+ *
+ * Owner: as the graph. Read-only but for the table of copies, which has a lock. */
+class GraphWeights {
+  public:
+    explicit GraphWeights(const Graph &graph);
+    /* As many as the graph has constants, of the same kinds; throws
+       Failure(PAML_ERR_LOAD). */
+    GraphWeights(const Graph &graph, std::vector<at::Tensor> tensors);
+
+    /* As an instance on `device` uses them. Instances of a device share their storage,
+       but for what they write to. Thread: any. Locks: copies_lock_. */
+    std::vector<at::Tensor> on(c10::Device device);
+
+  private:
+    const Graph &graph_;
+    std::vector<at::Tensor> tensors_;
 
     std::mutex copies_lock_;
     std::map<std::pair<c10::DeviceType, c10::DeviceIndex>, std::vector<at::Tensor>>

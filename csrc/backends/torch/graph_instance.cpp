@@ -12,13 +12,13 @@ namespace pyasyncml {
 std::unique_ptr<ServedInstance>
 GraphProgram::open(DLDevice device, int threads)
 {
-    return std::make_unique<GraphInstance>(*graph_, device, threads);
+    return std::make_unique<GraphInstance>(options_, device, threads);
 }
 
-GraphInstance::GraphInstance(Graph &graph, DLDevice device, int threads)
-    : graph_(graph), device_(require_device(device)),
-      elsewhere_(device_.type() != graph.home.type()), threads_(threads),
-      slots_(graph.n_slots)
+GraphInstance::GraphInstance(const GraphOptions &options, DLDevice device, int threads)
+    : graph_(*options.graph), device_(require_device(device)),
+      elsewhere_(device_.type() != graph_.home.type()), threads_(threads),
+      slots_(graph_.n_slots)
 {
     if (threads_ > 0) {
         use_threads(threads_);
@@ -26,7 +26,7 @@ GraphInstance::GraphInstance(Graph &graph, DLDevice device, int threads)
     if (!device_.is_cpu()) {
         queue_ = std::make_unique<Queue>(device_);
     }
-    std::vector<at::Tensor> constants = graph_.constants_for(device_);
+    std::vector<at::Tensor> constants = options.weights->on(device_);
     for (size_t i = 0; i < constants.size(); i++) {
         if (graph_.constants[i].written && !constants[i].is_inference()) {
             written_.push_back(constants[i]);

@@ -15,30 +15,31 @@ namespace pyasyncml {
 /* What the capsule that Python holds points to, and load() gets as its options. */
 struct GraphOptions {
     std::shared_ptr<Graph> graph;
+    std::shared_ptr<GraphWeights> weights;
 };
 
 class GraphProgram : public ServedProgram {
   public:
     /* `options`: a GraphOptions. Thread: worker. */
     explicit GraphProgram(const void *options)
-        : graph_(static_cast<const GraphOptions *>(options)->graph)
+        : options_(*static_cast<const GraphOptions *>(options))
     {
     }
 
     const struct paml_entry *entry() const override
     {
-        return graph_->entry();
+        return options_.graph->entry();
     }
 
     std::unique_ptr<ServedInstance> open(DLDevice device, int threads) override;
 
   private:
-    const std::shared_ptr<Graph> graph_;
+    const GraphOptions options_;
 };
 
 class GraphInstance : public ServedInstance {
   public:
-    GraphInstance(Graph &graph, DLDevice device, int threads);
+    GraphInstance(const GraphOptions &options, DLDevice device, int threads);
 
     void run(struct paml_run *run) override;
 

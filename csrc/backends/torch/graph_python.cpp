@@ -437,7 +437,7 @@ class GraphReader {
 
 /* What Python objects outlive their capsule, since a worker still runs the graph. */
 struct Kept {
-    std::weak_ptr<Graph> graph;
+    std::weak_ptr<GraphWeights> weights;
     PyObject *objects;
 };
 
@@ -452,7 +452,7 @@ drop_what_has_ended()
     {
         const std::lock_guard<std::mutex> lock(kept_lock);
         for (size_t i = 0; i < kept.size();) {
-            if (kept[i].graph.expired()) {
+            if (kept[i].weights.expired()) {
                 dropped.push_back(kept[i].objects);
                 kept[i] = kept.back();
                 kept.pop_back();
@@ -472,7 +472,7 @@ void
 destroy_options(PyObject *capsule)
 {
     auto *options = static_cast<GraphOptions *>(PyCapsule_GetPointer(capsule, CAPSULE));
-    const Kept entry = {options->graph,
+    const Kept entry = {options->weights,
                         static_cast<PyObject *>(PyCapsule_GetContext(capsule))};
     delete options;
     {
@@ -483,6 +483,30 @@ destroy_options(PyObject *capsule)
 }
 
 } // namespace
+
+static PyObject *
+new_capsule(std::unique_ptr<GraphOptions> options, PyObject *keep)
+{
+    PyObject *capsule = PyCapsule_New(options.get(), CAPSULE, destroy_options);
+
+    if (capsule != nullptr) {
+        options.release();
+        PyCapsule_SetContext(capsule, Py_NewRef(keep));
+    }
+    return capsule;
+}
+
+/* The C++ exception under way as Python's. */
+static PyObject *
+raise()
+{
+    struct paml_error error;
+    const int code = report(&error, PAML_ERR_LOAD);
+
+    PyErr_SetString(code == PAML_ERR_MEMORY ? PyExc_MemoryError : PyExc_ValueError,
+                    error.message);
+    return nullptr;
+}
 
 const char graph_from_python_doc[] =
     "graph(description, keep, /)\n--\n\n"
@@ -501,19 +525,45 @@ graph_from_python(PyObject *, PyObject *args)
         auto options = std::make_unique<GraphOptions>();
         options->graph = std::make_shared<Graph>();
         GraphReader(*options->graph).read(Item(description));
-        PyObject *capsule = PyCapsule_New(options.get(), CAPSULE, destroy_options);
-        if (capsule == nullptr) {
-            return nullptr;
-        }
-        options.release();
-        PyCapsule_SetContext(capsule, Py_NewRef(keep));
-        return capsule;
+        options->weights = std::make_shared<GraphWeights>(*options->graph);
+        return new_capsule(std::move(options), keep);
     } catch (...) {
-        struct paml_error error;
-        const int code = report(&error, PAML_ERR_LOAD);
-        PyErr_SetString(code == PAML_ERR_MEMORY ? PyExc_MemoryError : PyExc_ValueError,
-                        error.message);
+        return raise();
+    }
+}
+
+const char graph_with_weights_doc[] = "with_weights(capsule, tensors, keep, /)\n--\n\n"
+                                      "The same graph over other tensors of the same "
+                                      "kinds: as many as it has constants,\n"
+                                      "in their order. A new capsule.";
+
+PyObject *
+graph_with_weights(PyObject *, PyObject *args)
+{
+    PyObject *capsule, *tensors, *keep;
+
+    if (!PyArg_ParseTuple(args, "OOO:with_weights", &capsule, &tensors, &keep)) {
         return nullptr;
+    }
+    const auto *from =
+        static_cast<const GraphOptions *>(PyCapsule_GetPointer(capsule, CAPSULE));
+    if (from == nullptr) {
+        return nullptr;
+    }
+    drop_what_has_ended();
+    try {
+        const Item items(tensors);
+        std::vector<at::Tensor> weights;
+        for (size_t i = 0; i < items.size(); i++) {
+            weights.push_back(at::Tensor(items[i].pointer<c10::TensorImpl>()).detach());
+        }
+        auto options = std::make_unique<GraphOptions>();
+        options->graph = from->graph;
+        options->weights =
+            std::make_shared<GraphWeights>(*from->graph, std::move(weights));
+        return new_capsule(std::move(options), keep);
+    } catch (...) {
+        return raise();
     }
 }
 
