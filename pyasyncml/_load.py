@@ -32,6 +32,18 @@ class Loading:
         self._load_again = load_again
         self._model: Model | None = None
 
+    def __getattr__(self, name: str) -> Any:
+        """Only where there is none: who asks for a model's has forgotten to await."""
+        if hasattr(Model, name) and not name.startswith("__"):
+            raise AttributeError(
+                f"{name!r} is the model's, and load(...) gives that only once it is "
+                "awaited: await it first (model = await load(...)), or enter it with "
+                "async with (async with load(...) as model)"
+            )
+        raise AttributeError(
+            f"{type(self).__name__!r} object has no attribute {name!r}"
+        )
+
     def __await__(self) -> Generator[Any, None, Model]:
         return self._open().__await__()
 
@@ -308,6 +320,18 @@ async def _open_live(
     return await _started(model, example)
 
 
+def _level_of_caller() -> int:
+    """The `stacklevel` at which `warnings.warn` in the calling function points at who
+    called into this package: the line that awaits, where a task does."""
+    package = os.path.dirname(__file__) + os.sep
+    level = 1
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        frame = frame.f_back
+        level += 1
+    return level
+
+
 async def _started(model: Model, example: tuple[Any, ...]) -> Model:
     try:
         await model._start(*example)
@@ -316,7 +340,7 @@ async def _started(model: Model, example: tuple[Any, ...]) -> Model:
                 f"model {model.name!r} keeps state of its own from run to run: "
                 "with several instances the requests of a stream land on any of them",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=_level_of_caller(),
             )
         return model
     except BaseException:

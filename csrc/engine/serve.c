@@ -100,6 +100,7 @@ static void
 answer(struct serving *serving, struct job *job)
 {
     struct paml_session *session = job->op->session;
+    bool fresh;
 
     for (uint32_t i = 0; i < job->n_parts; i++) {
         paml_outputs_clear(&job->parts[i]);
@@ -109,12 +110,18 @@ answer(struct serving *serving, struct job *job)
     job->n_parts = 0;
     job->answered = true;
     job->op->run_ns = serving->run_ns;
-    if (session != NULL) {
-        /* Before the post: the op's reference goes with it. */
-        paml_session_take_back(job->op);
-        paml_queue_pass_on(session, job->op->fresh);
+    if (session == NULL) {
+        paml_worker_post(serving->worker, job->op, serving->now_ns);
+        return;
     }
+    /* The next one comes after the post, or its answer could overtake this one; and the
+       op's own reference goes with the op. */
+    fresh = job->op->fresh;
+    atomic_fetch_add_explicit(&session->refs, 1, memory_order_relaxed);
+    paml_session_take_back(job->op);
     paml_worker_post(serving->worker, job->op, serving->now_ns);
+    paml_queue_pass_on(session, fresh);
+    paml_session_unref(session);
 }
 
 static void
