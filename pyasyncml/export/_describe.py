@@ -290,7 +290,9 @@ class Describer:
 
     # --- the whole ---
 
-    def describe(self, nodes: list[Any], results: list[Any], tree: Any) -> Any:
+    def describe(
+        self, nodes: list[Any], results: list[Any], tree: Any, outputs: list[Any]
+    ) -> Any:
         if self.refused:
             raise LoadError(
                 "the program can't run without Python, because of: "
@@ -314,6 +316,18 @@ class Describer:
                 for inputs, nodes, out in self.bodies
             ],
             tree,
+            [self._output(path, value) for path, value in outputs],
+        )
+
+    def _output(self, path: str | None, value: Any) -> Any:
+        """(name, dtype, shape); the last two are None for what is no tensor."""
+        if not isinstance(value, torch.Tensor):
+            return path, None, None
+        shape = [fixed_size(size) for size in value.shape]
+        return (
+            path,
+            str(value.dtype).removeprefix("torch."),
+            [-1 if size is None else size for size in shape],
         )
 
     def _node(self, node: Any) -> Any:

@@ -151,6 +151,13 @@ struct InputArgument {
     bool optional = false;      /* all its leaves are fixed */
 };
 
+/* What the signature says of one leaf of the output. */
+struct OutputLeaf {
+    std::string name; /* logits, states[0]; empty: it is the output */
+    c10::ScalarType dtype = c10::ScalarType::Undefined; /* of a tensor */
+    std::vector<int64_t> shape;                         /* with -1 */
+};
+
 /* A tensor that the graph was built round: a parameter, a buffer, a literal. */
 struct GraphConstant {
     at::Tensor tensor; /* detached: the same storage and version counter */
@@ -173,6 +180,7 @@ class Graph {
     std::vector<InputArgument> arguments;
     std::vector<Body> bodies; /* the first is the program */
     Tree output;
+    std::vector<OutputLeaf> output_leaves;
     size_t n_slots = 0;
     bool writes_inputs = false;
 
@@ -194,8 +202,7 @@ class Graph {
     void find_last_uses(Body &body);
     void describe();
 
-    std::vector<struct paml_spec> inputs_;
-    struct paml_spec output_ = {};
+    std::vector<struct paml_spec> inputs_, outputs_;
     struct paml_entry entry_ = {};
 
     std::mutex copies_lock_;

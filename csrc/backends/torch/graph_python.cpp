@@ -199,6 +199,7 @@ class GraphReader {
             }
         }
         graph_.output = read_tree(description[10], graph_.bodies[0].results.size());
+        each(description[11], [&](const Item &item) { read_output(item); });
         graph_.finish();
     }
 
@@ -319,6 +320,20 @@ class GraphReader {
             }
         }
         graph_.arguments.push_back(std::move(argument));
+    }
+
+    void read_output(const Item &item)
+    {
+        OutputLeaf leaf;
+        if (!item[0].is_none()) {
+            leaf.name = item[0].text();
+        }
+        if (!item[1].is_none()) {
+            leaf.dtype = dtype_named(item[1].text());
+            each(item[2],
+                 [&](const Item &size) { leaf.shape.push_back(size.integer()); });
+        }
+        graph_.output_leaves.push_back(std::move(leaf));
     }
 
     Operand read_operand(const Item &item) const
