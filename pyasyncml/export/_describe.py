@@ -2,8 +2,8 @@
 
 A description is a tuple of plain tuples and lists (csrc/backends/torch/graph_python.cpp
 reads it): name, device, mutable, generator, number of slots, constants, symbols,
-leaves, arguments, bodies, output tree. Nothing of it is ever written to a file: the
-schemas of operators change from one torch to the next.
+leaves, arguments, bodies, output tree, outputs, compiled package. Nodes are never
+written to a file: the schemas of operators change from one torch to the next.
 """
 
 from __future__ import annotations
@@ -292,7 +292,7 @@ class Describer:
 
     def describe(
         self, nodes: list[Any], results: list[Any], tree: Any, outputs: list[Any]
-    ) -> Any:
+    ) -> tuple[Any, ...]:
         if self.refused:
             raise LoadError(
                 "the program can't run without Python, because of: "
@@ -317,6 +317,7 @@ class Describer:
             ],
             tree,
             [self._output(path, value) for path, value in outputs],
+            None,  # a package of compiled code, and its runners
         )
 
     def _output(self, path: str | None, value: Any) -> Any:

@@ -17,7 +17,7 @@ from torch import fx
 
 from ..errors import LoadError
 from ..model import Model, make_model
-from ._describe import Argument, Body, Describer, Symbols
+from ._describe import Argument, Body, Describer
 
 
 @dataclass(frozen=True)
@@ -85,20 +85,26 @@ def lower(
             Argument(title, leaf.kind.title(), ("leaf", i), leaf.kind == "fixed")
         )
     body = describer.body(gm.graph, gm, slots)
-    return finish(describer, body, body.output)
+    description = description_of(describer, body, body.output)
+    return graph_of(description, (describer.constants, generator))
 
 
-def finish(describer: Describer, body: Body, output: Any, tree: Any = None) -> Graph:
-    """The native half of what was described; `tree`: the output's, else its own."""
+def description_of(
+    describer: Describer, body: Body, output: Any, tree: Any = None
+) -> tuple[Any, ...]:
+    """What the native half reads; `tree`: the output's structure, else its own."""
     results: list[Any] = []
     values: list[Any] = []
     own = _tree_of(body, output, results, values)
     outputs = list(_outputs(tree or own, values, None))
-    description = describer.describe(body.nodes, results, tree or own, outputs)
+    return describer.describe(body.nodes, results, tree or own, outputs)
+
+
+def graph_of(description: tuple[Any, ...], keep: Any) -> Graph:
+    """The native half of what was described; `keep` lives as long as it runs."""
     from ..backends.torch import graph
 
-    capsule = graph(description, (describer.constants, describer.generator))
-    return Graph(capsule, describer.name, description[1])
+    return Graph(graph(description, keep), description[0], description[1])
 
 
 def _tree_of(body: Body, value: Any, results: list[Any], values: list[Any]) -> Any:
@@ -155,4 +161,4 @@ def make_graph_model(
     )
 
 
-__all__ = ["Graph", "Symbols", "finish", "lower", "make_graph_model"]
+__all__ = ["Graph", "description_of", "graph_of", "lower", "make_graph_model"]

@@ -27,6 +27,7 @@
 #include <c10/core/Device.h>
 
 #include "backend.h"
+#include "compiled.h"
 #include "program.h"
 
 namespace pyasyncml {
@@ -85,6 +86,7 @@ enum class NodeKind : uint8_t {
     Assert,
     Cond,
     WhileLoop,
+    Compiled, /* all of the program, by Graph::compiled */
 };
 
 /* NodeKind of a name that Python uses ("add", "sym_size"); nothing if there is none. */
@@ -173,6 +175,8 @@ class Graph {
        them; otherwise every instance has its own copies of what it writes to. */
     bool shares_state = false;
     std::optional<at::Generator> generator; /* for operators that got none */
+
+    std::unique_ptr<CompiledPackage> compiled; /* or NULL */
 
     std::vector<GraphConstant> constants; /* slots 0 to n - 1 */
     std::vector<Symbol> symbols;
