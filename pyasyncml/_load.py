@@ -246,6 +246,12 @@ async def _open_file(
         from ._load_graph import serve_file
 
         return await _open_served(serve_file, (path, entry), example, name, common)
+    if found == "torch.compiled":
+        from ._load_graph import serve_package
+
+        runners = common["instances"] + (1 if common["inline_below"] else 0)
+        package = (path, entry, runners)
+        return await _open_served(serve_package, package, example, name, common)
     capsule = await call(load_backend, found)
     model = make_model(
         Model, found, capsule, options, name=name, path=path, entry=entry, **common

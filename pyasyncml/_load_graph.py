@@ -10,6 +10,7 @@ from .backends import parse_devices
 from .batching import Batching
 from .errors import LoadError
 from .export._archive import read_program
+from .export._compiled import read_compiled
 from .export._lower import make_graph_model
 from .export._module import export_module
 from .export._program import Served, serve
@@ -69,6 +70,16 @@ def serve_file(path: str, entry: str | None) -> ServedProgram:
             f"{path}: an exported program has one entry; it has no {entry!r}"
         )
     return ServedProgram(serve(program, "forward", names))
+
+
+def serve_package(path: str, entry: str | None, runners: int) -> ServedProgram:
+    """Of what `export.torch(…, compile=True)` wrote. Thread: a worker. Raises
+    `LoadError`."""
+    if entry is not None:
+        raise LoadError(
+            f"{path}: a compiled program has one entry; it has no {entry!r}"
+        )
+    return ServedProgram(read_compiled(path, runners))
 
 
 def _check_batching(served: Served, batching: Batching) -> None:

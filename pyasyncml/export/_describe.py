@@ -2,8 +2,8 @@
 
 A description is a tuple of plain tuples and lists (csrc/backends/torch/graph_python.cpp
 reads it): name, device, mutable, generator, number of slots, constants, symbols,
-leaves, arguments, bodies, output tree. Nothing of it is ever written to a file: the
-schemas of operators change from one torch to the next.
+leaves, arguments, bodies, output tree, outputs, compiled package. Nodes are never
+written to a file: the schemas of operators change from one torch to the next.
 """
 
 from __future__ import annotations
@@ -290,7 +290,9 @@ class Describer:
 
     # --- the whole ---
 
-    def describe(self, nodes: list[Any], results: list[Any], tree: Any) -> Any:
+    def describe(
+        self, nodes: list[Any], results: list[Any], tree: Any, outputs: list[Any]
+    ) -> tuple[Any, ...]:
         if self.refused:
             raise LoadError(
                 "the program can't run without Python, because of: "
@@ -314,6 +316,19 @@ class Describer:
                 for inputs, nodes, out in self.bodies
             ],
             tree,
+            [self._output(path, value) for path, value in outputs],
+            None,  # a package of compiled code, and its runners
+        )
+
+    def _output(self, path: str | None, value: Any) -> Any:
+        """(name, dtype, shape); the last two are None for what is no tensor."""
+        if not isinstance(value, torch.Tensor):
+            return path, None, None
+        shape = [fixed_size(size) for size in value.shape]
+        return (
+            path,
+            str(value.dtype).removeprefix("torch."),
+            [-1 if size is None else size for size in shape],
         )
 
     def _node(self, node: Any) -> Any:

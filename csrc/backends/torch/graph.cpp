@@ -199,15 +199,25 @@ Graph::describe()
     for (const GraphConstant &constant : constants) {
         stateful |= constant.written;
     }
-    output_.kinds =
-        output.kind == PAML_NONE ? PAML_KIND_ANY : PAML_KIND_BIT(output.kind);
-    output_.ndim = -1;
-    output_.batch_axis = -1;
+    for (const OutputLeaf &leaf : output_leaves) {
+        struct paml_spec spec = {};
+        spec.name = leaf.name.empty() ? nullptr : leaf.name.c_str();
+        spec.kinds = PAML_KIND_ANY;
+        spec.ndim = -1;
+        spec.batch_axis = -1;
+        if (leaf.dtype != c10::ScalarType::Undefined) {
+            spec.kinds = PAML_KIND_BIT(PAML_TENSOR);
+            spec.dtype = at::getDLDataType(at::empty({0}, leaf.dtype));
+            spec.ndim = (int32_t)leaf.shape.size();
+            spec.shape = leaf.shape.data();
+        }
+        outputs_.push_back(spec);
+    }
     entry_.name = name.c_str();
     entry_.n_inputs = (uint32_t)inputs_.size();
     entry_.inputs = inputs_.data();
-    entry_.n_outputs = 1;
-    entry_.outputs = &output_;
+    entry_.n_outputs = (uint32_t)outputs_.size();
+    entry_.outputs = outputs_.data();
     entry_.stateful = stateful;
 }
 

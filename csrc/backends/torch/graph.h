@@ -27,6 +27,7 @@
 #include <c10/core/Device.h>
 
 #include "backend.h"
+#include "compiled.h"
 #include "program.h"
 
 namespace pyasyncml {
@@ -85,6 +86,7 @@ enum class NodeKind : uint8_t {
     Assert,
     Cond,
     WhileLoop,
+    Compiled, /* all of the program, by Graph::compiled */
 };
 
 /* NodeKind of a name that Python uses ("add", "sym_size"); nothing if there is none. */
@@ -151,6 +153,13 @@ struct InputArgument {
     bool optional = false;      /* all its leaves are fixed */
 };
 
+/* What the signature says of one leaf of the output. */
+struct OutputLeaf {
+    std::string name; /* logits, states[0]; empty: it is the output */
+    c10::ScalarType dtype = c10::ScalarType::Undefined; /* of a tensor */
+    std::vector<int64_t> shape;                         /* with -1 */
+};
+
 /* A tensor that the graph was built round: a parameter, a buffer, a literal. */
 struct GraphConstant {
     at::Tensor tensor; /* detached: the same storage and version counter */
@@ -167,12 +176,15 @@ class Graph {
     bool shares_state = false;
     std::optional<at::Generator> generator; /* for operators that got none */
 
+    std::unique_ptr<CompiledPackage> compiled; /* or NULL */
+
     std::vector<GraphConstant> constants; /* slots 0 to n - 1 */
     std::vector<Symbol> symbols;
     std::vector<InputLeaf> leaves;
     std::vector<InputArgument> arguments;
     std::vector<Body> bodies; /* the first is the program */
     Tree output;
+    std::vector<OutputLeaf> output_leaves;
     size_t n_slots = 0;
     bool writes_inputs = false;
 
@@ -190,8 +202,7 @@ class Graph {
     void find_last_uses(Body &body);
     void describe();
 
-    std::vector<struct paml_spec> inputs_;
-    struct paml_spec output_ = {};
+    std::vector<struct paml_spec> inputs_, outputs_;
     struct paml_entry entry_ = {};
 };
 

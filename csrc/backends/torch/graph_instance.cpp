@@ -34,6 +34,9 @@ GraphInstance::GraphInstance(const GraphOptions &options, DLDevice device, int t
         slots_[i] = std::move(constants[i]);
     }
     versions_.resize(written_.size());
+    if (graph_.compiled != nullptr) {
+        loader_ = &graph_.compiled->loader_for(device_);
+    }
     if (queue_ != nullptr) {
         queue_->follow_default_stream(); /* where constants were copied */
     }
@@ -95,6 +98,28 @@ GraphInstance::run_call(const Node &node)
         }
     }
     stack_.clear();
+}
+
+void
+GraphInstance::run_package(const Node &node)
+{
+    std::vector<at::Tensor> inputs;
+    inputs.reserve(node.operands.size());
+    for (const Operand &operand : node.operands) {
+        inputs.push_back(value_of(operand).toTensor());
+    }
+    void *stream = queue_ != nullptr ? queue_->native_handle() : nullptr;
+    std::vector<at::Tensor> outputs = run_compiled(*loader_, std::move(inputs), stream);
+    if (outputs.size() < node.results.size()) {
+        throw Failure(PAML_ERR_BACKEND, "the compiled program gave " +
+                                            std::to_string(outputs.size()) +
+                                            " outputs, not what it says");
+    }
+    for (size_t i = 0; i < node.results.size(); i++) {
+        if (node.results[i] >= 0) {
+            slots_[(size_t)node.results[i]] = std::move(outputs[i]);
+        }
+    }
 }
 
 /* What a body gives, after it ran. */
@@ -175,6 +200,9 @@ GraphInstance::run_node(const Node &node)
     case NodeKind::Cond:
     case NodeKind::WhileLoop:
         run_control_flow(node);
+        return;
+    case NodeKind::Compiled:
+        run_package(node);
         return;
     default:
         break;

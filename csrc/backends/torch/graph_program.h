@@ -55,6 +55,7 @@ class GraphInstance : public ServedInstance {
     void run_body(const Body &body);
     void run_node(const Node &node);
     void run_call(const Node &node);
+    void run_package(const Node &node);
     void run_control_flow(const Node &node);
     void take_results(const Body &body, std::vector<c10::IValue> &values);
     c10::IValue value_of(const Operand &operand);
@@ -66,7 +67,8 @@ class GraphInstance : public ServedInstance {
     const c10::Device device_;
     const bool elsewhere_; /* not the kind of device that the graph was made on */
     const int threads_;    /* 0: as the thread has it */
-    std::unique_ptr<Queue> queue_; /* on accelerators */
+    std::unique_ptr<Queue> queue_;                              /* on accelerators */
+    torch::inductor::AOTIModelPackageLoader *loader_ = nullptr; /* the graph's */
     std::vector<c10::IValue> slots_, stack_;
     std::vector<at::Tensor> written_; /* constants whose versions the run counts up */
     std::vector<uint32_t> versions_;

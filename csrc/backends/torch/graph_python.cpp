@@ -193,12 +193,17 @@ class GraphReader {
         if (graph_.bodies.empty()) {
             throw Failure(PAML_ERR_LOAD, "graph: no body");
         }
+        if (!description[12].is_none()) {
+            graph_.compiled = std::make_unique<CompiledPackage>(
+                description[12][0].text(), (size_t)description[12][1].integer());
+        }
         for (const Body &body : graph_.bodies) {
             for (const Node &node : body.nodes) {
                 check_bodies(node);
             }
         }
         graph_.output = read_tree(description[10], graph_.bodies[0].results.size());
+        each(description[11], [&](const Item &item) { read_output(item); });
         graph_.finish();
     }
 
@@ -321,6 +326,20 @@ class GraphReader {
         graph_.arguments.push_back(std::move(argument));
     }
 
+    void read_output(const Item &item)
+    {
+        OutputLeaf leaf;
+        if (!item[0].is_none()) {
+            leaf.name = item[0].text();
+        }
+        if (!item[1].is_none()) {
+            leaf.dtype = dtype_named(item[1].text());
+            each(item[2],
+                 [&](const Item &size) { leaf.shape.push_back(size.integer()); });
+        }
+        graph_.output_leaves.push_back(std::move(leaf));
+    }
+
     Operand read_operand(const Item &item) const
     {
         Operand operand;
@@ -389,7 +408,8 @@ class GraphReader {
             throw Failure(PAML_ERR_LOAD, "unknown node " + kind);
         }
         node.kind = *known;
-        if (node.bodies.empty() && node.kind != NodeKind::GetItem) {
+        if (node.bodies.empty() && node.kind != NodeKind::GetItem &&
+            node.kind != NodeKind::Compiled) {
             for (const int32_t result : node.results) {
                 mark_number(result, c10::TypeKind::NumberType);
             }
@@ -423,6 +443,9 @@ class GraphReader {
             node.kind == NodeKind::Cond || node.kind == NodeKind::WhileLoop ? 2 : 0;
         if (node.bodies.size() != wanted) {
             throw Failure(PAML_ERR_LOAD, node.place + ": wrong number of bodies");
+        }
+        if (node.kind == NodeKind::Compiled && graph_.compiled == nullptr) {
+            throw Failure(PAML_ERR_LOAD, "graph: there is no compiled program");
         }
         for (const uint32_t body : node.bodies) {
             if (body == 0 || body >= graph_.bodies.size()) {
