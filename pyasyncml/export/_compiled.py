@@ -123,7 +123,7 @@ def read_compiled(path: str, runners: int) -> Served:
         raise LoadError(f"{path}: says in no known way what it takes") from error
     unflatten = Unflatten(pytree.treespec_loads(finish)) if finish else None
     structure = str(unflatten.spec) if unflatten is not None else ""
-    return Served(graph_of(description, None), unflatten, structure, shapes)
+    return Served(graph_of(description, ()), unflatten, structure, shapes)
 
 
 def _metadata(path: str) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def lower(
         )
     body = describer.body(gm.graph, gm, slots)
     description = description_of(describer, body, body.output)
-    return graph_of(description, (describer.constants, generator))
+    return graph_of(description, describer.constants, generator)
 
 
 def description_of(
@@ -109,12 +109,17 @@ def description_of(
     return describer.describe(body.nodes, results, tree or own, outputs)
 
 
-def graph_of(description: tuple[Any, ...], keep: Any) -> Graph:
-    """The native half of what was described; `keep` lives as long as it runs."""
+def graph_of(
+    description: tuple[Any, ...],
+    constants: Sequence[torch.Tensor],
+    generator: torch.Generator | None = None,
+) -> Graph:
+    """The native half of what was described, over these constants."""
     from ..backends.torch import graph
 
-    constants = tuple(keep[0])
-    return Graph(graph(description, keep), description[0], description[1], constants)
+    keep = tuple(constants)
+    capsule = graph(description, (keep, generator))
+    return Graph(capsule, description[0], description[1], keep)
 
 
 def _tree_of(body: Body, value: Any, results: list[Any], values: list[Any]) -> Any:

@@ -116,14 +116,14 @@ def take_checkpoint(
 
 
 def _untouched(step: TracedStep | None) -> set[int]:
-    """Parameters whose state was made, but not used yet."""
+    """Parameters whose momentum was made, but not used yet."""
     if step is None:
         return set()
     return {
-        id(step.optimizer.param_groups[bucket.group]["params"][member])
+        id(parameter)
         for bucket in step.buckets
-        if bucket.fresh and not bucket.rule.counts
-        for member in bucket.members
+        if bucket.unused and bucket.taken(step.optimizer) == 0
+        for parameter in bucket.parameters(step.optimizer)
     }
 
 
@@ -227,7 +227,8 @@ def restore_checkpoint(
     if generator is not None and "generator" in checkpoint.tensors:
         generator.set_state(checkpoint.tensors["generator"])
     if step is not None:
-        step.count_anew()
+        for bucket in step.buckets:
+            bucket.stepped()
     return checkpoint.position
 
 
@@ -238,7 +239,7 @@ def _check_tensors(checkpoint: Checkpoint, live: dict[str, Tensor]) -> None:
         if name.startswith(("module.", "loss."))
     }
     wrong = [
-        f"{Pair.name(name)} is {kind_of(saved[name])} there and {kind_of(live[name])} here"
+        f"{Pair.name(name)} is {kind_of(saved[name])} there, {kind_of(live[name])} here"
         for name in live
         if name in saved and kind_of(saved[name]) != kind_of(live[name])
     ]
