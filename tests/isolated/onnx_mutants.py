@@ -1,5 +1,5 @@
-"""Loads 300 truncations and 300 bit flips of a model, each at random, and runs those that
-load. Prints how many did not load; a crash or a hang is for who started this to see."""
+"""Loads 300 truncations and 300 models with flipped bits, and runs those that load.
+Prints how many did; a crash or a hang is for who started this to see."""
 
 import asyncio
 import random
@@ -37,7 +37,7 @@ async def attempt(path, images):
                 return "fails"
             return "loads"
     except ml.LoadError as error:
-        assert str(error).encode()
+        str(error).encode()  # whatever its bytes were
         return "refused"
 
 
