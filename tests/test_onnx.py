@@ -498,7 +498,9 @@ def test_state_of_a_session_travels_through_inputs_and_outputs(tmp_path):
 
 
 @pytest.mark.skipif(bool(filetypes.missing()), reason="magika is not installed")
-@pytest.mark.parametrize("batching", [None, ml.Batching(max_rows=16)], ids=str)
+@pytest.mark.parametrize(
+    "batching", [None, ml.Batching(max_rows=16)], ids=["alone", "batched"]
+)
 def test_real_files_get_the_labels_that_the_library_gives_one_by_one(batching):
     labels = filetypes.labels()
     files = filetypes.files(60)
