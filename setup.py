@@ -76,6 +76,24 @@ def core_extension() -> Extension:
     )
 
 
+def plain_extension(name: str) -> Extension:
+    """A backend in plain C, which needs nothing of the framework: its library is opened
+    when it is first used."""
+    core = core_extension()
+    return Extension(
+        f"pyasyncml.backends._{name}",
+        sources=sorted(
+            glob.glob(f"csrc/backends/{name}/*.c")
+            + ["csrc/engine/value.c", "csrc/engine/string_tensor.c"]
+        ),
+        depends=core.depends,
+        include_dirs=["csrc/engine", f"csrc/backends/{name}"],
+        define_macros=core.define_macros,
+        extra_compile_args=core.extra_compile_args,
+        extra_link_args=core.extra_link_args,
+    )
+
+
 def torch_extensions() -> list[Extension]:
     """The torch backend, where torch and a C++ compiler are there. Where they aren't,
     it is built at first use."""
@@ -152,6 +170,11 @@ class build_py(_build_py):
 
 
 setup(
-    ext_modules=[core_extension(), *torch_extensions()],
+    ext_modules=[
+        core_extension(),
+        plain_extension("onnxruntime"),
+        plain_extension("tensorflow"),
+        *torch_extensions(),
+    ],
     cmdclass={"build_ext": build_ext, "build_py": build_py},
 )

@@ -252,3 +252,12 @@ def test_loading_may_be_awaited_twice_for_two_models(run):
         await second.close()
 
     run(main)
+
+
+@pytest.mark.parametrize("name", ["infer", "session", "close", "stats", "signature"])
+def test_model_that_was_not_awaited_says_so(name):
+    loading = ml.load(abs)
+    with pytest.raises(AttributeError, match="await it first .*async with") as error:
+        getattr(loading, name)
+    assert f"'{name}' is the model's" in str(error.value)
+    assert not hasattr(loading, "no_such_thing")

@@ -90,6 +90,21 @@ def test_the_table_of_plain_optimizers_has_the_learning_rate_of_each_bucket():
     assert Schedule(step).table(2).tolist() == [[1, 2, 3, 4]] * 2
 
 
+def test_a_table_is_called_constant_only_where_it_is():
+    for make, constant in (
+        (sgd, True),
+        (lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, dampening=0.1), False),
+        (adam, False),
+        (lambda p: torch.optim.Adam(p, fused=True), True),
+        (lambda p: torch.optim.RMSprop(p), True),
+        (lambda p: torch.optim.Adagrad(p, lr_decay=0.1), False),
+    ):
+        (module, optimizer), _, data = twins("mlp", make)
+        schedule = Schedule(trace(module, optimizer, data))
+        rows = schedule.table(3).tolist()
+        assert (rows[0] == rows[1] == rows[2]) == schedule.constant == constant
+
+
 def test_a_plateau_takes_the_metric_of_each_epoch():
     (module, optimizer), _, data = twins("mlp", sgd)
     scheduler = lrs.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)

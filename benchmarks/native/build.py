@@ -46,6 +46,30 @@ def torch_loop() -> Path:
     )
 
 
+def onnx_loop() -> Path:
+    """The C loop over an .onnx file, with the backend's own sources."""
+    dlpack = importlib.util.find_spec("tvm_ffi")
+    if dlpack is None or not dlpack.submodule_search_locations:
+        raise BuildError("<dlpack/dlpack.h> is missing: pip install apache-tvm-ffi")
+    csrc = HERE.parents[1] / "csrc"
+    sources = [
+        *sorted((csrc / "backends" / "onnxruntime").glob("[!m]*.c")),
+        csrc / "backends" / "onnxruntime" / "model.c",
+        csrc / "engine" / "value.c",
+        csrc / "engine" / "string_tensor.c",
+    ]
+    compiler = [os.environ.get("CC", "cc"), "-std=c11", "-O2", "-pthread"]
+    includes = [csrc / "engine", csrc / "backends" / "onnxruntime"]
+    includes.append(Path(dlpack.submodule_search_locations[0]) / "include")
+    return _build(
+        "onnx_loop",
+        "onnx_loop.c",
+        [*compiler, "-D_GNU_SOURCE", *(f"-I{path}" for path in includes)],
+        [*map(str, sources), "-ldl"],
+        "".join(path.read_text() for path in sources),
+    )
+
+
 def _build(
     name: str, source: str, compiler: list[str], link: list[str], extra: str
 ) -> Path:

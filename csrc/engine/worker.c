@@ -14,7 +14,9 @@ worker_program(struct paml_worker *worker)
     struct paml_model *model = worker->model;
     struct paml_load_spec spec = {.path = model->path,
                                   .entry = model->entry_name,
-                                  .options = model->backend_options};
+                                  .options = model->backend_options,
+                                  .device = worker->device,
+                                  .threads = model->threads};
     const struct paml_entry *entry;
     struct paml_error error = {0};
     void *program = NULL;

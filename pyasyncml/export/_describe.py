@@ -2,8 +2,8 @@
 
 A description is a tuple of plain tuples and lists (csrc/backends/torch/graph_python.cpp
 reads it): name, device, mutable, generator, number of slots, constants, symbols,
-leaves, arguments, bodies, output tree. Nothing of it is ever written to a file: the
-schemas of operators change from one torch to the next.
+leaves, arguments, bodies, output tree, outputs, compiled package. Nodes are never
+written to a file: the schemas of operators change from one torch to the next.
 """
 
 from __future__ import annotations
@@ -118,19 +118,28 @@ class Symbols:
 
     #: sympy symbol or its name -> (low, high), as export found them.
     ranges: Mapping[Any, Any] = field(default_factory=dict)
-    #: What people call them.
-    names: Mapping[str, str] = field(default_factory=dict)
+    #: What people call them, and which are the same by that.
+    names: dict[Any, str] = field(default_factory=dict)
+    same: dict[Any, Any] = field(default_factory=dict)
     #: Symbols that a constant has fixed: tracing may have taken its sizes for variable.
     fixed: dict[Any, Any] = field(default_factory=dict)
     found: dict[str, int] = field(default_factory=dict)
     described: list[tuple[str, int, int]] = field(default_factory=list)
 
+    def name(self, symbol: Any, name: str) -> None:
+        """Symbols of one name are one."""
+        first = next((s for s, n in self.names.items() if n == name), symbol)
+        self.names.setdefault(symbol, name)
+        if first != symbol:
+            self.same[symbol] = first
+
     def number(self, expr: Any, value: torch.SymInt | None = None) -> int:
+        expr = self.same.get(expr, expr)
         key = str(expr)
         if key not in self.found:
             low, high = self._range(expr, value)
             self.found[key] = len(self.described)
-            self.described.append((self.names.get(key, key), low, high))
+            self.described.append((self.names.get(expr, key), low, high))
         return self.found[key]
 
     def fix(self, traced: Any, tensor: torch.Tensor) -> None:
@@ -141,6 +150,14 @@ class Symbols:
                     self.fixed[size.node.expr] = _sympy_integer(is_really)
 
     def _range(self, expr: Any, value: torch.SymInt | None) -> tuple[int, int]:
+        low, high = self._range_alone(expr, value)
+        for other, first in self.same.items():
+            if first == expr:
+                one, two = self._range_alone(other, None)
+                low, high = max(low, one), min(high, two)
+        return low, high
+
+    def _range_alone(self, expr: Any, value: torch.SymInt | None) -> tuple[int, int]:
         known = self.ranges.get(expr)
         if known is None and value is not None and expr.is_Symbol:
             env = value.node.shape_env
@@ -172,6 +189,13 @@ class Symbols:
                     return int(scale), known, int(offset)
         # Anything else is a size of its own, equal where the same expression is.
         return 1, self.number(expr, size), 0
+
+
+def fixed_size(size: int | torch.SymInt) -> int | None:
+    """What a size is; None: it may vary."""
+    if isinstance(size, int):
+        return size
+    return int(size.node.expr) if size.node.expr.is_Integer else None
 
 
 def _sympy_integer(value: int) -> Any:
@@ -266,7 +290,9 @@ class Describer:
 
     # --- the whole ---
 
-    def describe(self, nodes: list[Any], results: list[Any], tree: Any) -> Any:
+    def describe(
+        self, nodes: list[Any], results: list[Any], tree: Any, outputs: list[Any]
+    ) -> tuple[Any, ...]:
         if self.refused:
             raise LoadError(
                 "the program can't run without Python, because of: "
@@ -290,6 +316,19 @@ class Describer:
                 for inputs, nodes, out in self.bodies
             ],
             tree,
+            [self._output(path, value) for path, value in outputs],
+            None,  # a package of compiled code, and its runners
+        )
+
+    def _output(self, path: str | None, value: Any) -> Any:
+        """(name, dtype, shape); the last two are None for what is no tensor."""
+        if not isinstance(value, torch.Tensor):
+            return path, None, None
+        shape = [fixed_size(size) for size in value.shape]
+        return (
+            path,
+            str(value.dtype).removeprefix("torch."),
+            [-1 if size is None else size for size in shape],
         )
 
     def _node(self, node: Any) -> Any:

@@ -18,7 +18,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from ..errors import LoadError
 from . import _plain
@@ -30,10 +30,17 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ._schedule import Schedule
     from ._torch_step import TracedStep
 
 _FORMAT = "pyasyncml checkpoint 1"
+
+
+class Stateful(Protocol):
+    """What keeps its state in a checkpoint; wrong states are `ValueError`s."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass
@@ -54,7 +61,7 @@ def take_checkpoint(
     loss: Callable[..., Any],
     optimizer: torch.optim.Optimizer,
     *,
-    schedule: Schedule | None = None,
+    schedule: Stateful | None = None,
     step: TracedStep | None = None,
     generator: torch.Generator | None = None,
     position: Any = None,
@@ -225,7 +232,7 @@ def restore_checkpoint(
     loss: Callable[..., Any],
     optimizer: torch.optim.Optimizer,
     *,
-    schedule: Schedule | None = None,
+    schedule: Stateful | None = None,
     step: TracedStep | None = None,
     generator: torch.Generator | None = None,
 ) -> Any:

@@ -380,6 +380,11 @@ class _RMSprop(Rule):
 class _Adagrad(Rule):
     name = "Adagrad"
 
+    def __init__(self, group: Group) -> None:
+        super().__init__(group)
+        if not self.fused:
+            self.stepwise = ("rate",)
+
     def state(self, parameter: Tensor, group: Group) -> dict[str, Tensor]:
         # torch.optim makes it with the optimizer; a parameter without any is none of
         # its.
@@ -396,7 +401,7 @@ class _Adagrad(Rule):
         lr = _rate(group)
         if self.fused:
             return {"lr": lr}
-        return {"lr": -(lr / (1 + (step - 1) * number(group["lr_decay"])))}
+        return {"rate": -(lr / (1 + (step - 1) * number(group["lr_decay"])))}
 
     def emit(
         self,
@@ -434,7 +439,7 @@ class _Adagrad(Rule):
             list(parameters),
             direction,
             scale,
-            emit.numbers["lr"],
+            emit.numbers["rate"],
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
@@ -62,17 +63,32 @@ class Schedule:
         """
         import numpy as np
 
-        buckets = self.step.buckets
         table = np.empty((n, len(self.step.columns)), dtype=np.float64)
-        # State stays where it is: a copy's steps are counted here.
+        for k, row in enumerate(itertools.islice(self.rows(), n)):
+            table[k] = row
+        return table
+
+    @property
+    def constant(self) -> bool:
+        """Whether every row of the table is the same until a metric changes it."""
+        rates = all(column.startswith("lr[") for column in self.step.columns)
+        return rates and (self.scheduler is None or self.needs_metric)
+
+    def rows(self) -> Iterator[list[float]]:
+        """The rows of the table, one by one, without end."""
+        buckets = self.step.buckets
         taken = [bucket.taken(self.optimizer) for bucket in buckets]
-        for k, groups in enumerate(self._groups(n)):
+        for k, groups in enumerate(self._groups(None)):
             row: list[float] = []
             for bucket, before in zip(buckets, taken, strict=True):
                 numbers = bucket.rule.numbers(groups[bucket.group], before + k + 1)
                 row += [numbers[column] for column in bucket.columns]
-            table[k] = row
-        return table
+            yield row
+
+    def end_epoch(self) -> None:
+        """Steps a schedule by the epoch whose epochs have no known length."""
+        if self.cadence == "epoch" and self.scheduler and not self.needs_metric:
+            self._step_real()
 
     def learning_rates(self, n: int) -> NDArray[np.float64]:
         """The next `n` steps' learning rates: float64 `[n, groups]`."""
@@ -135,31 +151,36 @@ class Schedule:
             warnings.filterwarnings("ignore", ".*lr_scheduler.step.*")
             self.scheduler.step(*metric)
 
-    def _groups(self, n: int) -> Iterator[list[dict[str, Any]]]:
-        """The optimizer's groups before each of the next `n` steps."""
-        if self._due(n) == 0:
-            for _ in range(n):
+    def _groups(self, n: int | None) -> Iterator[list[dict[str, Any]]]:
+        """The optimizer's groups before each of the next `n` steps; None: of all."""
+        steps = itertools.repeat(None) if n is None else itertools.repeat(None, n)
+        if (
+            self.scheduler is None
+            or self.needs_metric
+            or (n is not None and self._due(n) == 0)
+        ):
+            for _ in steps:
                 yield self.optimizer.param_groups
             return
         optimizer, scheduler = _played(self.optimizer, self.scheduler)
         position = self.position
         fixed = self.step.fixed(self.optimizer)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for _ in range(n):
-                yield optimizer.param_groups
-                position += 1
-                if self.cadence == "epoch":
-                    if position < self._per_epoch():
-                        continue
-                    position = 0
+        for _ in steps:
+            yield optimizer.param_groups
+            position += 1
+            if self.cadence == "epoch":
+                if position < self._per_epoch():
+                    continue
+                position = 0
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 scheduler.step()
-                if self.step.fixed(optimizer) != fixed:
-                    raise ValueError(
-                        f"scheduler: {type(scheduler).__name__} changes more than the "
-                        "learning rate, and the step was traced without that "
-                        "(trace_step(varying=varying(scheduler)))"
-                    )
+            if self.step.fixed(optimizer) != fixed:
+                raise ValueError(
+                    f"scheduler: {type(scheduler).__name__} changes more than the "
+                    "learning rate, and the step was traced without that "
+                    "(trace_step(varying=varying(scheduler)))"
+                )
 
 
 def needs_metric(scheduler: Any) -> bool:

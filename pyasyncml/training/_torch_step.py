@@ -236,14 +236,7 @@ def trace_step(
         raise TypeError(
             f"module: expected a torch.nn.Module, got {type(module).__name__}"
         )
-    if not callable(loss):
-        raise TypeError(f"loss: expected a callable, got {type(loss).__name__}")
-    if not isinstance(accumulate, int) or isinstance(accumulate, bool):
-        raise TypeError(f"accumulate: expected an int, got {accumulate!r}")
-    if accumulate < 1:
-        raise ValueError(f"accumulate: expected 1 or more, got {accumulate}")
-    if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"clip_norm: expected a positive number, got {clip_norm!r}")
+    check_options(loss, clip_norm, accumulate)
     batch = tuple(example_batch)
     for i, tensor in enumerate(batch):
         if not isinstance(tensor, torch.Tensor):
@@ -277,6 +270,20 @@ def trace_step(
     )
     request.baked_then = _fixed(optimizer, request.varying)
     return request.trace()
+
+
+def check_options(
+    loss: Callable[..., Any], clip_norm: float | None, accumulate: int
+) -> None:
+    """Raises `TypeError` and `ValueError` for those that can't be."""
+    if not callable(loss):
+        raise TypeError(f"loss: expected a callable, got {type(loss).__name__}")
+    if not isinstance(accumulate, int) or isinstance(accumulate, bool):
+        raise TypeError(f"accumulate: expected an int, got {accumulate!r}")
+    if accumulate < 1:
+        raise ValueError(f"accumulate: expected 1 or more, got {accumulate}")
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm: expected a positive number, got {clip_norm!r}")
 
 
 @dataclass
@@ -326,7 +333,6 @@ class _Request:
     def trace(
         self, buckets: list[Bucket] | None = None, parts: int | None = None
     ) -> TracedStep:
-
         options: dict[str, Any] = {
             "accumulate": self.accumulate if parts is None else parts,
             "autocast": self.autocast,

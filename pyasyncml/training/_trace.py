@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import linecache
+import logging
 import os
 import sys
 import traceback
@@ -181,8 +182,8 @@ def trace(
     """Traces loss and gradients.
 
     `dynamic`: the axes of each batch tensor whose size may vary. `wanted`: the
-    parameters whose gradients are. Raises `LoadError` where the Python can't be traced,
-    `InputError` where the operators refuse the batch.
+    parameters whose gradients are; none: the loss alone. Raises `LoadError` where the
+    Python can't be traced, `InputError` where the operators refuse the batch.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -253,15 +254,17 @@ def trace(
         gradients: dict[str, Tensor] = {}
         leaves = [state[name] for name in trained]
         for part in _split(rows, accumulate):
-            with autocast():
+            with autocast(), torch.set_grad_enabled(bool(leaves)):
                 result = torch.func.functional_call(pair.whole, state, tuple(part))
-            loss, more = _loss_and_metrics(result)
+            loss, more = _loss_and_metrics(result, differentiable=bool(leaves))
             if accumulate > 1:
                 loss = loss / accumulate
                 more = {name: value / accumulate for name, value in more.items()}
             total = loss if total is None else total + loss.detach()
             for name, value in more.items():
                 metrics[name] = metrics[name] + value if name in metrics else value
+            if not leaves:
+                continue
             found = torch.autograd.grad(loss, leaves, allow_unused=True)
             for name, gradient in zip(trained, found, strict=True):
                 if gradient is not None:
@@ -326,7 +329,9 @@ def _split(rows: list[Tensor], parts: int) -> Iterator[list[Tensor]]:
             yield [tensor.narrow(0, i * size, n - i * size) for tensor in rows]
 
 
-def _loss_and_metrics(result: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def _loss_and_metrics(
+    result: Any, *, differentiable: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
     import torch
 
     metrics: Any = {}
@@ -347,7 +352,7 @@ def _loss_and_metrics(result: Any) -> tuple[Tensor, dict[str, Tensor]]:
         )
     if not loss.dtype.is_floating_point:
         raise TypeError(f"loss: expected a floating-point scalar, got {loss.dtype}")
-    if not loss.requires_grad:
+    if differentiable and not loss.requires_grad:
         raise ValueError(
             "loss: doesn't depend on any parameter that requires a gradient"
         )
@@ -432,6 +437,10 @@ def _explained(batch: Sequence[Tensor]) -> Iterator[None]:
         "on the values of tensors. torch.where, masks or torch.clamp do without a "
         "branch; a number for people to see goes into the loss's metrics as a tensor"
     )
+    # It writes errors to its log before it raises them.
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
     try:
         yield
     except (LoadError, InputError):
@@ -462,6 +471,8 @@ def _explained(batch: Sequence[Tensor]) -> Iterator[None]:
             f"{source_line(error)}: {text.splitlines()[0] if text else error!r} "
             f"(with {describe(batch)})"
         ) from error
+    finally:
+        log.setLevel(level)
 
 
 def source_line(error: BaseException) -> str:

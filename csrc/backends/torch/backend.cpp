@@ -106,6 +106,7 @@ const struct paml_backend paml_torch_backend = {
     .close = torch_close,
     .devices = torch_devices,
     .computes = 1,
+    .stop = nullptr,
 };
 
 } // extern "C"
