@@ -19,6 +19,7 @@ SUITES = {
     "onnx": suites.onnx_suite,
     "text": suites.text_suite,
     "streams": suites.streams_suite,
+    "train": suites.train_suite,
 }
 
 

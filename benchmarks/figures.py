@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import filetypes, overload, streams
+from . import filetypes, overload, streams, train
 from .load import Run
 from .models import NATIVE_ROWS as BATCH_ROWS
 from .quantiles import Spread
@@ -121,6 +121,9 @@ class _Reader:
         cells = [cell for cell in self._results.cells if cell.workload == workload]
         return list(dict.fromkeys(cell.contender for cell in cells))
 
+    def workloads(self) -> list[str]:
+        return list(dict.fromkeys(cell.workload for cell in self._results.cells))
+
     def has(self, workload: str) -> bool:
         return any(cell.workload == workload for cell in self._results.cells)
 
@@ -149,6 +152,11 @@ def figures(results: Results) -> list[Figure]:
         _text(reader)
     if reader.has(streams.WORKLOAD):
         _streams(reader)
+    for workload in reader.workloads():
+        if workload.startswith("training "):
+            _train(reader, workload)
+    if reader.has(train.ECHO):
+        _beside_training(reader)
     return reader.figures
 
 
@@ -341,3 +349,29 @@ def _text(reader: _Reader) -> None:
             text = f"{name}, {rate} arrivals a second, p99: {native} / {peer}"
             other = reader.rounds(p99, peer, name, rate, mode="open")
             reader.add(text, _divided(late, other))
+
+
+def _train(reader: _Reader, workload: str) -> None:
+    def rates(name: str) -> list[float]:
+        return reader.rounds(throughput, name, workload, train.BATCH, mode="train")
+
+    # The best of each round: one may have been disturbed.
+    best = [max(values) for values in zip(*map(rates, train.EAGER), strict=True)]
+    for name, target in (("native, fused", 1.0), ("native", None)):
+        text = f"{workload}, steps per second: {name} / best eager loop"
+        sense = AT_LEAST if target else None
+        reader.add(text, _divided(rates(name), best), sense, target)
+    text = f"{workload}, steps per second: native / eager (the same arithmetic)"
+    reader.add(text, _divided(rates("native"), rates("eager")), AT_LEAST, 1.0)
+
+
+def _beside_training(reader: _Reader) -> None:
+    nothing, *trainings = train.BESIDE
+    alone = reader.rounds(lag_p99, nothing, train.ECHO, train.CLIENTS)
+    for name in trainings:
+        lag = reader.rounds(lag_p99, name, train.ECHO, train.CLIENTS)
+        text = (
+            f"{train.ECHO}, {train.CLIENTS} clients, loop lag p99: {name} / {nothing}"
+        )
+        target = 2.0 if name == "trainer.fit" else None
+        reader.add(text, _divided(lag, alone), AT_MOST if target else None, target)

@@ -21,6 +21,7 @@ from . import (
     overload,
     streams,
     text,
+    train,
 )
 from .contenders import Contender, Starter, Workload
 from .load import Run
@@ -341,3 +342,40 @@ async def text_suite(results: Results, plan: Plan) -> None:
                 rate = int(text.OPEN_SHARE * results.cells[cell][0].rps) or 1
             await stage.open_loop(turn, rate)
         await stage.close()
+
+
+async def train_suite(results: Results, plan: Plan) -> None:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the native runs have it
+    try:
+        nets = train.nets()
+        for net in nets:
+            say(net.name)
+            ready = list(train.contenders(net).items())
+            for _, contender in ready:
+                await contender.run(plan.warm)
+            for turn in range(plan.rounds):
+                start = turn % len(ready)
+                for name, contender in ready[start:] + ready[:start]:
+                    cell = Cell(net.name, 1, "train", train.BATCH, name)
+                    results.add(cell, await contender.run(plan.seconds))
+            for _, contender in ready:
+                await contender.close()
+        say(train.ECHO)
+        workload = await echo.workload(1, 0.0)
+        native = await contenders.starters()["native"](workload)
+        await load.closed(native, workload.x, train.CLIENTS, plan.warm)
+        for turn in range(plan.rounds):
+            start = turn % len(train.BESIDE)
+            for name in train.BESIDE[start:] + train.BESIDE[:start]:
+                async with train.beside(name, nets[1]):
+                    run = await load.closed(
+                        native, workload.x, train.CLIENTS, plan.seconds
+                    )
+                results.add(Cell(train.ECHO, 1, "closed", train.CLIENTS, name), run)
+        await native.close()
+        await workload.close()
+    finally:
+        torch.set_num_threads(threads)

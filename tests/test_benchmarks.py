@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import filetypes, load, minilm, overload, report, streams
+from benchmarks import filetypes, load, minilm, overload, report, streams, train
 from benchmarks.beat import Beat
 from benchmarks.contenders import (
     Batch,
@@ -202,6 +202,23 @@ def test_the_streams_suite_counts_for_everyone_what_was_kept_up_with(
     for cell, (run,) in results.cells.items():
         assert run.streams is not None, cell
         assert run.requests >= streams.FIRST, cell
+    for figure in figures(results):
+        assert figure.text in text
+
+
+def test_the_train_suite_measures_every_loop_and_the_clients_beside(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("torch")
+    results, text = smoke("train", tmp_path)
+    nets = {cell.workload for cell in results.cells if cell.mode == "train"}
+    assert len(nets) == 3
+    for net in nets:
+        mine = {cell.contender for cell in results.cells if cell.workload == net}
+        assert mine == {*train.EAGER, *train.NATIVE}
+    beside = {cell.contender for cell in results.cells if cell.workload == train.ECHO}
+    assert beside == set(train.BESIDE)
+    assert all(run.requests > 0 for (run,) in results.cells.values())
     for figure in figures(results):
         assert figure.text in text
 
