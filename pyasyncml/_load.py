@@ -149,7 +149,14 @@ def load(
         title = name or os.path.basename(path.rstrip("/")) or path
         return Loading(
             lambda: _open_file(
-                path, "tensorflow", sha256, entry, example, title, common, source._program
+                path,
+                "tensorflow",
+                sha256,
+                entry,
+                example,
+                title,
+                common,
+                source._program,
             ),
             functools.partial(load_again, name=title),
         )

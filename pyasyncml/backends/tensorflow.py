@@ -67,7 +67,6 @@ def _find_package() -> Path | None:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-
 class SharedProgram:
     """A SavedModel whose variables several models see: one that trains and one that
     serves, say.

@@ -66,7 +66,9 @@ def _specs(tf: Any, examples: tuple[Any, ...], has_target: bool) -> list[Any]:
                     f"inputs: an example can't be made a tensor: {error}"
                 ) from error
             shape = tensor.shape.as_list()
-            spec = tf.TensorSpec([None, *shape[1:]] if shape else [], tensor.dtype, name)
+            spec = tf.TensorSpec(
+                [None, *shape[1:]] if shape else [], tensor.dtype, name
+            )
         specs.append(spec)
     if len({spec.name for spec in specs}) < len(specs):
         raise ValueError("inputs: two of the specs have one name")
@@ -131,7 +133,9 @@ class _Program:
         if not self._is_keras:
             return self._model(*inputs)
         # A functional model takes several inputs as a list.
-        several = len(inputs) > 1 and len(getattr(self._model, "inputs", None) or ()) > 1
+        several = (
+            len(inputs) > 1 and len(getattr(self._model, "inputs", None) or ()) > 1
+        )
         if several:
             return self._model(list(inputs), training=training)
         return self._model(*inputs, training=training)
