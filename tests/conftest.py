@@ -227,7 +227,8 @@ def _leaves_nothing_behind(
     """
     census = Census(
         only_our_threads=any(
-            request.node.get_closest_marker(name) for name in ("torch", "leaves_threads")
+            request.node.get_closest_marker(name)
+            for name in ("torch", "leaves_threads")
         ),
         with_objects=not isinstance(request.instance, unittest.TestCase),  # it lives on
     )

@@ -131,6 +131,7 @@ def write_plain(tf: Any, root: Path) -> None:
     )
     module = tf.Module()
     module.w = tf.Variable(tf.reshape(tf.range(12.0), [4, 3]))
+
     def positive(x: Any) -> Any:
         tf.debugging.assert_positive(x, "not positive")
         return {"y": x}

@@ -97,7 +97,9 @@ def test_numbers_are_scalars_of_the_type_that_the_signature_says(models):
         infer(models / "several", 1.5, True, entry="count")
 
 
-@pytest.mark.parametrize(("entry", "name"), [("half", "float16"), ("brain", "bfloat16")])
+@pytest.mark.parametrize(
+    ("entry", "name"), [("half", "float16"), ("brain", "bfloat16")]
+)
 def test_a_float_becomes_the_nearest_of_a_short_type(models, entry, name):
     ml_dtypes = pytest.importorskip("ml_dtypes")
     dtype = np.dtype(getattr(ml_dtypes, name, None) or name)
@@ -123,7 +125,9 @@ def test_a_shape_or_type_that_doesnt_fit_is_refused_at_the_call(models):
     async def main():
         async with ml.load(models / "several") as model:
             x = np.ones((2, 4), np.float32)
-            with pytest.raises(ml.InputError, match=r"'zeta': expected shape \[\?, 4\]"):
+            with pytest.raises(
+                ml.InputError, match=r"'zeta': expected shape \[\?, 4\]"
+            ):
                 model.infer(x[:, :3], x)
             with pytest.raises(ml.InputError, match="'alpha': expected dtype float32"):
                 model.infer(x, x.astype(np.float64))
@@ -352,7 +356,9 @@ def test_a_closed_model_serves_what_it_has_accepted(models):
 
 
 def test_a_signature_that_isnt_there_is_refused_with_those_that_are(models):
-    with pytest.raises(ml.LoadError, match=r"'nope'.*brain, by_name, constant, count, half"):
+    with pytest.raises(
+        ml.LoadError, match=r"'nope'.*brain, by_name, constant, count, half"
+    ):
         infer(models / "several", entry="nope")
     with pytest.raises(ml.LoadError, match="'serving_default'.*entry="):
         infer(models / "state")
