@@ -38,10 +38,12 @@ def export_saved_model(
         )
     specs = _specs(tf, examples, has_target=loss is not None)
     model_specs = specs if loss is None else specs[:-1]
+    if loss is not None:
+        loss, optimizer = _loss(loss), _optimizer(optimizer)
     try:
         program = _Program(tf, model, model_specs)
         if loss is not None:
-            program.train(tf, specs, _loss(loss), _optimizer(optimizer))
+            program.train(tf, specs, loss, optimizer)
         _write(tf, program.module, program.signatures, path)
     except (OSError, LoadError):
         raise
