@@ -71,11 +71,11 @@ def load(
 ) -> Loading:
     """Load a model: ``await load(...)``, or ``async with load(...) as model``.
 
-    `source`: a file, whose format is found from its content (TorchScript archives), or
-    a live `torch.nn.Module` or other callable, which runs in Python on the workers and
-    holds the GIL as Python code must. Reading, building and warming up happen on a
-    worker, while the loop goes on; the first use of a framework in a process imports
-    its library, which may hold the GIL for some milliseconds.
+    `source`: a file, whose format is found from its content (TorchScript archives, ONNX
+    models), or a live `torch.nn.Module` or other callable, which runs in Python on the
+    workers and holds the GIL as Python code must. Reading, building and warming up
+    happen on a worker, while the loop goes on; the first use of a framework in a
+    process imports its library, which may hold the GIL for some milliseconds.
 
     `inputs`: example inputs, one or a tuple; each instance runs them before the model
     is ready, so that the first request isn't slow (`warmup=False`: not).
@@ -87,9 +87,9 @@ def load(
     `queue`: the bound, see `Queue`. `inline_below`: seconds; a request that finds the
     model idle, and whose kind has been taking less than this lately, runs at once in
     the caller, whose loop it blocks for that long; 0, the default: none does.
-    `backend`: "torch", "onnx" or "python", where the content doesn't tell. `sha256`: the file's
-    checksum in hex; without it, a file of the same name with ".sha256" added is looked
-    for. `name`: what errors and stats call it.
+    `backend`: "torch", "onnx" or "python", where the content doesn't tell. `sha256`:
+    the file's checksum in hex; without it, a file of the same name with ".sha256" added
+    is looked for. `name`: what errors and stats call it.
 
     A model file is code: load only what you would run.
 

@@ -28,7 +28,7 @@ def write(
     check: bool = True,
     ml: bool = False,
 ) -> str:
-    """A model file with that graph: its path. `ml`: with the operators of ai.onnx.ml."""
+    """A file of a model with that graph: its path. `ml`: ai.onnx.ml's operators too."""
     graph = helper.make_graph(nodes, "graph", inputs, outputs, list(initializers))
     domains = [helper.make_opsetid("", opset)]
     if ml:
@@ -43,7 +43,7 @@ def write(
 def unary(
     path: Path | str,
     op: str = "Identity",
-    type: int = FLOAT,
+    element: int = FLOAT,
     shape: Sequence[Any] | None = ("n", 4),
     **options: Any,
 ) -> str:
@@ -51,8 +51,8 @@ def unary(
     return write(
         path,
         [node(op, ["x"], ["y"])],
-        [tensor("x", type, shape)],
-        [tensor("y", type, shape)],
+        [tensor("x", element, shape)],
+        [tensor("y", element, shape)],
         **options,
     )
 
@@ -69,7 +69,7 @@ def scale(path: Path | str, factor: float, features: int = 4) -> str:
 
 
 def loop(path: Path | str, size: int = 96) -> str:
-    """r = x multiplied with itself `n` times: as long a run as is asked for. The rows of
+    """r = x multiplied and squashed `n` times: as long a run as is wanted. The rows of
     x are the batch."""
     body = helper.make_graph(
         [
@@ -98,3 +98,32 @@ def loop(path: Path | str, size: int = 96) -> str:
         [tensor("r", FLOAT, ["rows", size])],
         [constant(np.eye(size, dtype=np.float32), "w")],
     )
+
+
+def digits(path: Path | str, weights: Sequence[Any]) -> str:
+    """The net of pyasyncml.demo.digits with these weights: two convolutions, a pooling,
+    a linear layer; images [n, 1, 8, 8] to scores [n, 10]."""
+    names = ["w1", "b1", "w2", "b2", "w3", "b3"]
+    same = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    return write(
+        path,
+        [
+            node("Conv", ["x", "w1", "b1"], ["c1"], **same),
+            node("Relu", ["c1"], ["r1"]),
+            node("Conv", ["r1", "w2", "b2"], ["c2"], **same),
+            node("Relu", ["c2"], ["r2"]),
+            node("MaxPool", ["r2"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+            node("Flatten", ["p"], ["f"]),
+            node("Gemm", ["f", "w3", "b3"], ["y"], transB=1),
+        ],
+        [tensor("x", FLOAT, ["n", 1, 8, 8])],
+        [tensor("y", FLOAT, ["n", 10])],
+        [constant(np.asarray(w), name) for w, name in zip(weights, names, strict=True)],
+    )
+
+
+def digits_like(path: Path | str) -> str:
+    """`digits` with weights at random."""
+    chance = np.random.default_rng(0)
+    shapes = [(16, 1, 3, 3), (16,), (32, 16, 3, 3), (32,), (10, 512), (10,)]
+    return digits(path, [chance.standard_normal(shape, np.float32) for shape in shapes])

@@ -1,4 +1,4 @@
-"""ONNX files through `pyasyncml.load`: what goes in, what comes out, what is refused."""
+"""ONNX files through `pyasyncml.load`: what goes in and comes out, what is refused."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def same(got, expected):
 
 
 @pytest.mark.parametrize(
-    ("type", "dtype"),
+    ("element", "dtype"),
     [
         *((FLOAT, "f4"), (TYPES.DOUBLE, "f8"), (TYPES.FLOAT16, "f2")),
         *((TYPES.INT8, "i1"), (TYPES.INT16, "i2"), (TYPES.INT32, "i4")),
@@ -52,34 +52,34 @@ def same(got, expected):
         *((TYPES.UINT32, "u4"), (TYPES.UINT64, "u8"), (TYPES.BOOL, "?")),
     ],
 )
-def test_every_numeric_type_goes_in_and_comes_out(tmp_path, type, dtype):
-    path = models.unary(tmp_path / "m.onnx", type=type)
+def test_every_numeric_type_goes_in_and_comes_out(tmp_path, element, dtype):
+    path = models.unary(tmp_path / "m.onnx", element=element)
     same(infer(path, x := np.arange(8).reshape(2, 4).astype(dtype)), x)
 
 
 def test_bfloat16_and_small_floats_go_in_and_come_out(tmp_path):
     ml_dtypes = pytest.importorskip("ml_dtypes")
-    for type, dtype in [
+    for element, dtype in [
         (TYPES.BFLOAT16, ml_dtypes.bfloat16),
         (TYPES.FLOAT8E4M3FN, ml_dtypes.float8_e4m3fn),
         (TYPES.FLOAT8E5M2, ml_dtypes.float8_e5m2),
     ]:
-        path = models.unary(tmp_path / "m.onnx", type=type, opset=19)
+        path = models.unary(tmp_path / "m.onnx", element=element, opset=19)
         same(infer(path, x := np.arange(8).reshape(2, 4).astype(dtype)), x)
 
 
 @pytest.mark.torch
 def test_torch_tensors_in_give_torch_tensors_out_bfloat16_too(tmp_path):
     torch = pytest.importorskip("torch")
-    for type, dtype in [(FLOAT, torch.float32), (TYPES.BFLOAT16, torch.bfloat16)]:
-        path = models.unary(tmp_path / "m.onnx", type=type)
+    for element, dtype in [(FLOAT, torch.float32), (TYPES.BFLOAT16, torch.bfloat16)]:
+        path = models.unary(tmp_path / "m.onnx", element=element)
         y = infer(path, x := torch.arange(8).reshape(2, 4).to(dtype))
         assert y.dtype == dtype
         assert torch.equal(x, y)
 
 
 def test_strings_go_in_as_lists_arrays_and_bytes(tmp_path):
-    path = models.unary(tmp_path / "m.onnx", type=TYPES.STRING, shape=["n"])
+    path = models.unary(tmp_path / "m.onnx", element=TYPES.STRING, shape=["n"])
     words = ["plain", "zwölf", "", "nul\0inside", "long " * 100]
     assert infer(path, words).tolist() == words
     assert infer(path, np.array(words, object)).tolist() == words
@@ -96,18 +96,18 @@ def test_strings_go_in_as_lists_arrays_and_bytes(tmp_path):
 
 
 def test_a_scalar_takes_a_number_a_string_or_an_array_of_no_axes(tmp_path):
-    path = models.unary(tmp_path / "m.onnx", type=TYPES.INT64, shape=[])
+    path = models.unary(tmp_path / "m.onnx", element=TYPES.INT64, shape=[])
     assert infer(path, 7) == 7
     assert infer(path, np.array(7)) == 7
     assert infer(path, np.int64(7)) == 7
     with pytest.raises(TypeError, match="'x'"):
         infer(path, 7.5)
-    path = models.unary(tmp_path / "u8.onnx", type=TYPES.UINT8, shape=[])
+    path = models.unary(tmp_path / "u8.onnx", element=TYPES.UINT8, shape=[])
     with pytest.raises(ml.InputError, match="'x': the int isn't one of uint8"):
         infer(path, 256)
     path = models.unary(tmp_path / "f.onnx", shape=[])
     assert infer(path, 7) == 7.0
-    path = models.unary(tmp_path / "s.onnx", type=TYPES.STRING, shape=[])
+    path = models.unary(tmp_path / "s.onnx", element=TYPES.STRING, shape=[])
     assert infer(path, "one").item() == "one"
 
 

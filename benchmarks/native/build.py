@@ -58,7 +58,7 @@ def onnx_loop() -> Path:
         csrc / "engine" / "value.c",
         csrc / "engine" / "string_tensor.c",
     ]
-    compiler = [os.environ.get("CC", "cc"), *"-std=c11 -O2 -pthread".split()]
+    compiler = [os.environ.get("CC", "cc"), "-std=c11", "-O2", "-pthread"]
     includes = [csrc / "engine", csrc / "backends" / "onnxruntime"]
     includes.append(Path(dlpack.submodule_search_locations[0]) / "include")
     return _build(

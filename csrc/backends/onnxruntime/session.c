@@ -1,5 +1,6 @@
 /* Sessions and their options. */
 #include <stdio.h>
+#include <string.h>
 
 #include "model.h"
 #include "status.h"
@@ -67,6 +68,21 @@ append_provider(OrtSessionOptions *options, DLDevice device, struct paml_error *
             : "; of devices, the CPU and CUDA can be asked for");
 }
 
+/* ONNX Runtime names the file in some of its messages only. */
+static int
+name_file(const char *path, int code, struct paml_error *err)
+{
+    char message[PAML_MESSAGE_SIZE];
+
+    if (code != PAML_OK && strstr(err->message, path) == NULL) {
+        memcpy(message, err->message, sizeof(message));
+        paml_fail(err, code, "%s: %.*s", path,
+                  (int)(sizeof(message) - 1 - strnlen(path, sizeof(message) / 2)),
+                  message);
+    }
+    return code;
+}
+
 /* Thread: worker. GIL: not held. Locks: none. */
 int
 ort_session_new(const char *path, DLDevice device, int threads, OrtSession **session,
@@ -88,5 +104,8 @@ ort_session_new(const char *path, DLDevice device, int threads, OrtSession **ses
     if (options != NULL) {
         ort.ReleaseSessionOptions(options);
     }
-    return status == NULL ? code : ort_fail(status, PAML_ERR_LOAD, err);
+    if (status != NULL) {
+        code = ort_fail(status, PAML_ERR_LOAD, err);
+    }
+    return name_file(path, code, err);
 }
