@@ -1,8 +1,8 @@
 """Writes the SavedModels that the tests load, and what TensorFlow itself makes of them.
 
 `folder()` gives the folder with all of them. Making them takes TensorFlow's Python half
-some seconds and a gigabyte of memory, so a process of its own does it, once for all runs
-of the tests with the same versions of this file and TensorFlow.
+some seconds and a gigabyte of memory, so a process of its own does it, once for all
+runs of the tests with the same versions of this file and TensorFlow.
 """
 
 from __future__ import annotations
@@ -62,15 +62,28 @@ def folder(cache: Path) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as temporary:
             new = Path(temporary, "models")
-            done = subprocess.run(
-                [sys.executable, __file__, str(new)],
-                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-                capture_output=True,
-                text=True,
-            )
-            assert done.returncode == 0, done.stderr
+            _in_a_process("all", new)
             os.replace(new, made)
     return made
+
+
+def _in_a_process(*arguments: Any) -> None:
+    done = subprocess.run(
+        [sys.executable, __file__, *map(str, arguments)],
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def digits(path: Path, weights: list[Any]) -> None:
+    """The net of pyasyncml.demo.digits with these weights (of torch's layouts)."""
+    with tempfile.TemporaryDirectory() as temporary:
+        saved = Path(temporary, "weights.npz")
+        np.savez(saved, *weights)
+        _in_a_process("digits", path, saved)
 
 
 def batches() -> tuple[Any, Any]:
@@ -373,5 +386,34 @@ def write_training(tf: Any, root: Path) -> None:
     )
 
 
+def write_digits(path: Path, saved: Path) -> None:
+    import tensorflow as tf
+
+    w1, b1, w2, b2, w3, b3 = np.load(saved).values()
+    module = tf.Module()
+    module.weights = [
+        tf.Variable(w)
+        for w in (
+            *(w1.transpose(2, 3, 1, 0), b1, w2.transpose(2, 3, 1, 0), b2),
+            # After the pooling: height, width, channel; torch has the channel first.
+            *(w3.reshape(10, 32, 4, 4).transpose(2, 3, 1, 0).reshape(512, 10), b3),
+        )
+    ]
+
+    def scores(x: Any) -> Any:
+        w1, b1, w2, b2, w3, b3 = module.weights
+        x = tf.transpose(x, [0, 2, 3, 1])
+        x = tf.nn.relu(tf.nn.conv2d(x, w1, 1, "SAME") + b1)
+        x = tf.nn.relu(tf.nn.conv2d(x, w2, 1, "SAME") + b2)
+        x = tf.nn.max_pool2d(x, 2, 2, "VALID")
+        return {"scores": tf.reshape(x, [-1, 512]) @ w3 + b3}
+
+    images = tf.TensorSpec([None, 1, 8, 8], tf.float32, "x")
+    save(module, path, serving_default=signature(tf, scores, images))
+
+
 if __name__ == "__main__":
-    write_all(Path(sys.argv[1]))
+    if sys.argv[1] == "digits":
+        write_digits(*map(Path, sys.argv[2:]))
+    else:
+        write_all(Path(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""SavedModels through `pyasyncml.load`: what goes in, what comes out, what is refused."""
+"""SavedModels through `pyasyncml.load`: what goes in, what comes out, what's refused."""
 
 from __future__ import annotations
 
@@ -321,6 +321,30 @@ def test_instances_run_at_once_on_one_session(models):
             results = await asyncio.gather(*(model.infer(x, x[::-1]) for x in xs))
             for x, result in zip(xs, results, strict=True):
                 same(result["a"], x @ np.arange(12, dtype=np.float32).reshape(4, 3))
+
+    asyncio.run(main())
+
+
+def test_a_sessions_state_is_the_output_of_the_inputs_name(models):
+    async def main():
+        batching = ml.Batching(max_rows=8)
+        async with ml.load(models / "state", entry="step", batching=batching) as model:
+            start = np.zeros((1, 2), np.float32)
+            sessions = [model.session(state=start) for _ in range(3)]
+            for n in range(1, 6):
+                results = await asyncio.gather(
+                    *(
+                        session.infer(np.full((1, 2), i + n, np.float32))
+                        for i, session in enumerate(sessions)
+                    )
+                )
+                for i, result in enumerate(results):
+                    state = sum(i + k for k in range(1, n))
+                    assert result.tolist() == [[state * 10 + i + n] * 2]
+            for session in sessions:
+                session.close()
+            with pytest.raises(ml.BackendError, match="under the names"):
+                await model.session(x=start).infer(state=start)
 
     asyncio.run(main())
 

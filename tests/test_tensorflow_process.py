@@ -96,10 +96,9 @@ def test_nothing_is_said_unless_it_is_asked_for(models):
 
 def test_what_others_say_while_the_library_loads_is_said(models):
     done = run_source(
-        f"""
-        import asyncio, os, threading
-        import pyasyncml as ml
-        from pyasyncml.backends import _tensorflow, tensorflow
+        """
+        import os, threading
+        from pyasyncml.backends import tensorflow
 
         going = True
         count = 0
@@ -164,7 +163,11 @@ def test_without_tensorflow_the_error_names_the_extra(models):
         import pyasyncml as ml
 
         find = importlib.util.find_spec
-        importlib.util.find_spec = lambda n, p=None: None if n == "tensorflow" else find(n, p)
+
+        def find_others(name, package=None):
+            return None if name == "tensorflow" else find(name, package)
+
+        importlib.util.find_spec = find_others
 
         async def main():
             try:

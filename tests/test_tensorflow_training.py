@@ -129,9 +129,8 @@ def test_a_checkpoint_is_tensorflows_and_brings_everything_back(models, tmp_path
         check=True,
     )
     lines = done.stdout.splitlines()
-    assert (
-        "weights/sequential.Sdense.Skernel/.ATTRIBUTES/VARIABLE_VALUE [64, 32]" in lines
-    )
+    kernel = re.compile(r"weights/.*kernel/.ATTRIBUTES/VARIABLE_VALUE \[64, 32\]")
+    assert sum(bool(kernel.fullmatch(line)) for line in lines) == 1, lines
     assert any("adam" in line and "velocity" in line for line in lines)
     assert any("iteration" in line and line.endswith("[]") for line in lines)
 

@@ -16,8 +16,7 @@ async def outcome(path):
         async with ml.load(path) as model:
             assert model.signature.inputs
     except ml.LoadError as error:
-        assert str(error), "an error that says nothing"
-        return "LoadError"
+        return "LoadError" if str(error) else "an error that says nothing"
     return "loaded"
 
 

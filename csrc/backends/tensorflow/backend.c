@@ -73,8 +73,8 @@ tensorflow_open(void *program, DLDevice device, int threads, void **instance,
                          "first GPU that the process may see (CUDA_VISIBLE_DEVICES)",
                          paml_device_name(device, text, sizeof(text)));
     }
-    session = paml_tf_program_session(view->program, device, threads > 0 ? threads : 1,
-                                      err);
+    session =
+        paml_tf_program_session(view->program, device, threads > 0 ? threads : 1, err);
     if (session == NULL) {
         return err->code;
     }
