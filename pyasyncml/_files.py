@@ -74,8 +74,8 @@ def _identify_folder(path: str, backend: str | None, sha256: str | None) -> str:
         raise LoadError(f"{path}: is a folder; backend={backend!r} reads files")
     if not os.path.isfile(os.path.join(path, "saved_model.pb")):
         raise LoadError(
-            f"{path}: is a folder without a saved_model.pb; of folders, SavedModels are "
-            "read (tf.saved_model.save, or Keras's model.export)"
+            f"{path}: is a folder without a saved_model.pb; of folders, SavedModels "
+            "are read (tf.saved_model.save, or Keras's model.export)"
         )
     _verify(path, sha256)
     return "tensorflow"

@@ -87,16 +87,17 @@ def load(
 
     `source`: a file, whose format is found from its content (TorchScript archives,
     `.pt2` programs of torch.export, ONNX models, SavedModel folders), or a live
-    `torch.nn.Module` or other callable. Reading, building and warming up happen on a worker, while the loop goes on; the
-    first use of a framework in a process imports its library, which may hold the GIL
-    for some milliseconds.
+    `torch.nn.Module` or other callable. Reading, building and warming up happen on a
+    worker, while the loop goes on; the first use of a framework in a process imports
+    its library, which may hold the GIL for some milliseconds.
 
     A live module with example `inputs` is exported, in the mode (train or eval) it is
     in, and runs without Python from then on, over its own weights: what is written to
     them in place is served (until a `Trainer` drives the module: from then on what
     `Model.update_weights` last took from it). Exporting is Python: it takes seconds
-    and holds the GIL in slices. Without inputs, or with ``backend="python"``, a module runs in Python on the
-    workers, as other callables do, and holds the GIL as Python code must.
+    and holds the GIL in slices. Without inputs, or with ``backend="python"``, a module
+    runs in Python on the workers, as other callables do, and holds the GIL as Python
+    code must.
 
     `inputs`: example inputs, one or a tuple; each instance runs them before the model
     is ready, so that the first request isn't slow (`warmup=False`: not).

@@ -256,8 +256,8 @@ class Model(_core.Model):
 
         `state`: the inputs that are state, by name, with the tensors that they start
         from (copied). The model gives the new states as the last items of the tuple
-        that it returns, in the order of its inputs and in the same shapes and dtypes;
-        `Session.infer` gives what is before them.
+        that it returns, in the order of its inputs, or, of a dict, under the inputs'
+        names; in the same shapes and dtypes. `Session.infer` gives what else there is.
 
         Any number of sessions may be open; their requests share runs where the model
         has `batching=`. A state's batch axis is 0 unless `Batching` says otherwise.

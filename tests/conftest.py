@@ -84,6 +84,14 @@ def run(request: pytest.FixtureRequest) -> Callable[..., Any]:
     return run
 
 
+@pytest.fixture(scope="session")
+def saved_model_folder(request: pytest.FixtureRequest) -> Path:
+    """The folder with all SavedModels of the tests: see saved_models.py."""
+    import saved_models
+
+    return saved_models.folder(request.config.cache.mkdir("pyasyncml"))  # type: ignore[union-attr]
+
+
 # --- nothing is left behind ---
 
 
@@ -103,6 +111,10 @@ def _what_stays() -> None:
         run_on(new_loop(kind), begin)
 
 
+#: Of TensorFlow's library, from the first session to the end of the process.
+THREADS_THAT_STAY = {"tf_graph_runner"}
+
+
 def threads(*, only_ours: bool) -> set[str]:
     found = set()
     for path in Path("/proc/self/task").iterdir():
@@ -110,7 +122,7 @@ def threads(*, only_ours: bool) -> set[str]:
             name = (path / "comm").read_text().strip()
         except (FileNotFoundError, ProcessLookupError):
             continue  # it has just ended
-        if name == "pyasyncml" or not only_ours:
+        if name == "pyasyncml" or not (only_ours or name in THREADS_THAT_STAY):
             found.add(f"thread {path.name} ({name})")
     return found
 
@@ -214,10 +226,14 @@ def _leaves_nothing_behind(
     that made asyncio complain. (pytest itself fails it for warnings and for exceptions
     that were ignored, those of the collection here included.)
 
-    Frameworks keep threads of their own: of a test that needs torch, only ours count.
+    Frameworks keep threads of their own: of a test that needs torch, or that says that
+    one is about to start some, only ours count.
     """
     census = Census(
-        only_our_threads=request.node.get_closest_marker("torch") is not None,
+        only_our_threads=any(
+            request.node.get_closest_marker(name)
+            for name in ("torch", "leaves_threads")
+        ),
         with_objects=not isinstance(request.instance, unittest.TestCase),  # it lives on
     )
     yield

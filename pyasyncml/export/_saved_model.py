@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import tempfile
@@ -38,10 +39,12 @@ def export_saved_model(
         )
     specs = _specs(tf, examples, has_target=loss is not None)
     model_specs = specs if loss is None else specs[:-1]
+    if loss is not None:
+        loss, optimizer = _loss(loss), _optimizer(optimizer)
     try:
         program = _Program(tf, model, model_specs)
         if loss is not None:
-            program.train(tf, specs, _loss(loss), _optimizer(optimizer))
+            program.train(tf, specs, loss, optimizer)
         _write(tf, program.module, program.signatures, path)
     except (OSError, LoadError):
         raise
@@ -111,23 +114,23 @@ class _Program:
         if self._is_keras and not model.built:
             model(*(tf.zeros([size or 1 for size in s.shape], s.dtype) for s in specs))
 
-        @tf.function(autograph=False)
         def predict(*inputs: Any) -> Any:
             return _named(self._call(inputs, training=False))
 
-        @tf.function(autograph=False)
         def weights() -> dict[str, Any]:
             return {name: tf.identity(v) for name, v in self.module.weights.items()}
 
+        function = functools.partial(tf.function, autograph=False)
         # Traced before the variables are looked for: a module may make its own then.
-        predicted = predict.get_concrete_function(*specs)
-        self.module.predict = predict
+        self.module.predict = function(predict)
+        predicted = self.module.predict.get_concrete_function(*specs)
         # Keras's own variables aren't found by the saver: what they hold is.
         self.module.weights = _by_name(model.variables)
         self.signatures = {"serving_default": predicted, "predict": predicted}
         if self.module.weights:
-            self.module.read_weights = weights
-            self.signatures["weights"] = weights.get_concrete_function()
+            self.module.read_weights = function(weights)
+            read = self.module.read_weights.get_concrete_function()
+            self.signatures["weights"] = read
 
     def _call(self, inputs: tuple[Any, ...], training: bool) -> Any:
         if not self._is_keras:
@@ -152,7 +155,6 @@ class _Program:
             raise ValueError("the model has no trainable variables")
         optimizer.build(variables)
 
-        @tf.function(autograph=False)
         def train_step(*batch: Any) -> dict[str, Any]:
             *inputs, target = batch
             with tf.GradientTape() as tape:
@@ -165,8 +167,9 @@ class _Program:
             return {"loss": value}
 
         self.module.optimizer_state = _by_name(optimizer.variables)
-        self.module.train_step = train_step
-        self.signatures["train_step"] = train_step.get_concrete_function(*specs)
+        self.module.train_step = tf.function(train_step, autograph=False)
+        traced = self.module.train_step.get_concrete_function(*specs)
+        self.signatures["train_step"] = traced
 
 
 def _is_keras(model: Any) -> bool:

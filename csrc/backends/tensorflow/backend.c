@@ -1,6 +1,7 @@
 /* The table of C functions. */
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "instance.h"
 #include "program.h"
@@ -72,8 +73,8 @@ tensorflow_open(void *program, DLDevice device, int threads, void **instance,
                          "first GPU that the process may see (CUDA_VISIBLE_DEVICES)",
                          paml_device_name(device, text, sizeof(text)));
     }
-    session = paml_tf_program_session(view->program, device, threads > 0 ? threads : 1,
-                                      err);
+    session =
+        paml_tf_program_session(view->program, device, threads > 0 ? threads : 1, err);
     if (session == NULL) {
         return err->code;
     }
@@ -93,6 +94,22 @@ tensorflow_close(void *instance)
     paml_tf_instance_free(instance);
 }
 
+/* Only what is sure: to ask TensorFlow for its GPUs is to take their memory.
+   Thread: any. GIL: either way. */
+static int
+tensorflow_devices(struct paml_device_info *infos, int capacity)
+{
+    if (capacity < 1) {
+        return 0;
+    }
+    memset(infos, 0, sizeof(*infos));
+    infos->device = (DLDevice){kDLCPU, 0};
+    strcpy(infos->name, "cpu");
+    infos->memory =
+        (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGE_SIZE);
+    return 1;
+}
+
 /* Not const: the version is known once the library is there. */
 struct paml_backend paml_tensorflow_backend = {
     .abi_version = PAML_ABI_VERSION,
@@ -105,5 +122,6 @@ struct paml_backend paml_tensorflow_backend = {
     .open = tensorflow_open,
     .run = tensorflow_run,
     .close = tensorflow_close,
+    .devices = tensorflow_devices,
     .computes = 1,
 };

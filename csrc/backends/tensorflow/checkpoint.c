@@ -18,9 +18,9 @@ session_of(struct paml_tf_program *program, struct paml_error *err)
         session = session->next;
     }
     pthread_mutex_unlock(&program->lock);
-    return session != NULL ? session
-                           : paml_tf_program_session(program, (DLDevice){kDLCPU, 0}, 1,
-                                                     err);
+    return session != NULL
+               ? session
+               : paml_tf_program_session(program, (DLDevice){kDLCPU, 0}, 1, err);
 }
 
 /* Runs the saver with the path: `fetched` is an output of it, or `target` an operation.

@@ -2,8 +2,8 @@
 
 #include <string.h>
 
-/* "Matrix size-incompatible: …\n\t [[{{node MatMul}}]]\n\t [[Call]]": one line, and only
-   the innermost node. */
+/* "Matrix size-incompatible: …\n\t [[{{node MatMul}}]]\n\t [[Call]]": one line, and
+   only the innermost node. */
 static void
 copy_message(const char *from, char *to, size_t size)
 {

@@ -3,6 +3,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "dtypes.h"
 #include "numbers.h"
@@ -10,6 +11,9 @@
 
 /* What TensorFlow's own allocator gives, and what it takes without copying. */
 #define ALIGNMENT 64
+
+/* How long TensorFlow may take to give back what was lent. */
+#define PATIENCE_NS ((int64_t)5000000000)
 
 /* Memory in TensorFlow's hands. One reference is the instance's, another TensorFlow's
    while it has the memory. */
@@ -153,6 +157,26 @@ new_from_tensor(struct paml_tf_input *input, const DLTensor *tensor,
                        err);
 }
 
+/* Waits until it is free, for a while: a session's first run of a function may end
+   before the last of TensorFlow's threads has let go of its arguments (10 ms were seen;
+   later runs do all in the caller's thread). */
+static bool
+wait_for_block(const struct paml_tf_block *block)
+{
+    struct timespec pause = {0, 20000};
+    int64_t waited_ns = 0;
+
+    while (!block_is_free(block)) {
+        if (waited_ns >= PATIENCE_NS) {
+            return false;
+        }
+        nanosleep(&pause, NULL);
+        waited_ns += pause.tv_nsec;
+        pause.tv_nsec += pause.tv_nsec / 4;
+    }
+    return true;
+}
+
 TF_Tensor *
 paml_tf_input_new(struct paml_tf_input *input, const struct paml_value *value,
                   struct paml_error *err)
@@ -203,12 +227,16 @@ paml_tf_input_end(struct paml_tf_input *input, struct paml_error *err)
     if (block == NULL || block_is_free(block)) {
         return PAML_OK;
     }
-    /* TensorFlow frees it when it is done. */
-    block_unref(block);
     if (block == input->buffer) {
+        /* TensorFlow frees it when it is done. */
+        block_unref(block);
         input->buffer = NULL;
         return PAML_OK;
     }
+    if (wait_for_block(block)) {
+        return PAML_OK;
+    }
+    block_unref(block);
     input->loan = NULL;
     input->may_lend = false;
     return paml_fail(err, PAML_ERR_BACKEND,

@@ -1,10 +1,11 @@
 /* The inputs of a run as TensorFlow's tensors.
  *
- * A tensor in aligned, contiguous host memory is lent as it is, to signatures that can't
- * keep it (keeping.h); others are copied into buffers that are used again in the next
- * run. Either way TensorFlow says when it is done with the memory, through a block's
- * count of references; after a run that should be so, and a buffer that isn't given back
- * (a variable that was assigned from it) stays TensorFlow's, which frees it then.
+ * A tensor in aligned, contiguous host memory is lent as it is, to signatures that
+ * can't keep it (keeping.h); others are copied into buffers that are used again in the
+ * next run. Either way TensorFlow says when it is done with the memory, through a
+ * block's count of references; after a run that should be so, and a buffer that isn't
+ * given back (a variable that was assigned from it) stays TensorFlow's, which frees it
+ * then.
  *
  * Owner: an instance, its thread only; TensorFlow may give a block back on any thread.
  */
@@ -26,8 +27,8 @@ struct paml_tf_input {
 };
 
 /* Makes the tensor of a top-level value of a run. NULL: see `err`. */
-TF_Tensor *paml_tf_input_new(struct paml_tf_input *input, const struct paml_value *value,
-                             struct paml_error *err);
+TF_Tensor *paml_tf_input_new(struct paml_tf_input *input,
+                             const struct paml_value *value, struct paml_error *err);
 
 /* After a run, when its tensor is deleted. PAML_OK, or PAML_ERR_BACKEND: TensorFlow
    still has memory that was lent to it. */

@@ -97,11 +97,10 @@ make_inputs(struct paml_tf_instance *instance, const struct paml_run *run,
             struct paml_error *err)
 {
     if (run->n_arguments != instance->n_inputs || run->n_inputs != run->n_arguments) {
-        return paml_fail(err, PAML_ERR_INPUT,
-                         "signature '%.200s' takes %u %s; it got %u",
-                         instance->signature->entry.name, instance->n_inputs,
-                         instance->n_inputs == 1 ? "input" : "inputs, tensors",
-                         run->n_arguments);
+        return paml_fail(
+            err, PAML_ERR_INPUT, "signature '%.200s' takes %u %s; it got %u",
+            instance->signature->entry.name, instance->n_inputs,
+            instance->n_inputs == 1 ? "input" : "inputs, tensors", run->n_arguments);
     }
     for (uint32_t i = 0; i < instance->n_inputs; i++) {
         instance->input_tensors[i] =

@@ -21,15 +21,44 @@ enum { OPERATION_STATEFUL = 17, INPUT_TYPE = 3, INPUT_IS_REFERENCE = 16 };
 
 /* They take a resource, or are stateful, and keep no input. */
 static const char *const harmless[] = {
-    "Assert", "Case", "CheckNumerics", "CheckNumericsV2", "DisableCopyOnRead",
-    "HashTable", "HashTableV2", "If", "IsVariableInitialized", "LookupTableFind",
-    "LookupTableFindV2", "LookupTableSize", "LookupTableSizeV2", "Multinomial",
-    "NonDeterministicInts", "ParameterizedTruncatedNormal", "Print", "PrintV2",
-    "RandomGamma", "RandomPoisson", "RandomPoissonV2", "RandomShuffle",
-    "RandomStandardNormal", "RandomUniform", "RandomUniformInt", "ReadVariableOp",
-    "RefIdentity", "ResourceGather", "ResourceGatherNd", "StatefulPartitionedCall",
-    "StatelessRandomGetAlg", "TruncatedNormal", "VarHandleOp", "VarIsInitializedOp",
-    "Variable", "VariableShape", "VariableV2", "While",
+    "Assert",
+    "Case",
+    "CheckNumerics",
+    "CheckNumericsV2",
+    "DisableCopyOnRead",
+    "HashTable",
+    "HashTableV2",
+    "If",
+    "IsVariableInitialized",
+    "LookupTableFind",
+    "LookupTableFindV2",
+    "LookupTableSize",
+    "LookupTableSizeV2",
+    "Multinomial",
+    "NonDeterministicInts",
+    "ParameterizedTruncatedNormal",
+    "Print",
+    "PrintV2",
+    "RandomGamma",
+    "RandomPoisson",
+    "RandomPoissonV2",
+    "RandomShuffle",
+    "RandomStandardNormal",
+    "RandomUniform",
+    "RandomUniformInt",
+    "ReadVariableOp",
+    "RefIdentity",
+    "ResourceGather",
+    "ResourceGatherNd",
+    "StatefulPartitionedCall",
+    "StatelessRandomGetAlg",
+    "TruncatedNormal",
+    "VarHandleOp",
+    "VarIsInitializedOp",
+    "Variable",
+    "VariableShape",
+    "VariableV2",
+    "While",
 };
 
 /* Their resources don't outlive the run, though what is put in may be kept in it. */
@@ -101,9 +130,8 @@ read_operation(struct wire message)
         }
     }
     if ((stateful || takes_resource) && !is_harmless(operation.name)) {
-        operation.effect = takes_resource && !is_of_one_run(operation.name)
-                               ? CHANGES_STATE
-                               : KEEPS;
+        operation.effect =
+            takes_resource && !is_of_one_run(operation.name) ? CHANGES_STATE : KEEPS;
     }
     return operation;
 }
@@ -264,9 +292,8 @@ paml_tf_keeping_new(struct paml_tf_arena *arena, struct wire graph)
                    &keeping->functions) < 0) {
         return NULL;
     }
-    keeping->waiting =
-        paml_tf_arena_new(arena, keeping->nodes.count + keeping->functions.count,
-                          sizeof(struct part *));
+    keeping->waiting = paml_tf_arena_new(
+        arena, keeping->nodes.count + keeping->functions.count, sizeof(struct part *));
     return keeping->waiting != NULL ? keeping : NULL;
 }
 

@@ -3,10 +3,10 @@
  *
  * An input that is assigned to a variable, or put into a queue, is not copied by
  * TensorFlow: the variable points to the caller's memory from then on. So inputs are
- * lent only to signatures that can't do that. What can is known from the operations that
- * a signature reaches, through the functions it calls: only one that TensorFlow marks as
- * stateful, or that takes a resource, outlives the run, and of these the ones that are
- * known to keep nothing are named here. One that isn't known is taken to keep.
+ * lent only to signatures that can't do that. What can is known from the operations
+ * that a signature reaches, through the functions it calls: only one that TensorFlow
+ * marks as stateful, or that takes a resource, outlives the run, and of these the ones
+ * that are known to keep nothing are named here. One that isn't known is taken to keep.
  */
 #ifndef PAML_TF_KEEPING_H
 #define PAML_TF_KEEPING_H

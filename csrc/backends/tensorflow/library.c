@@ -58,7 +58,8 @@ paml_tf_open(const char *path, const char *framework, struct paml_error *err)
        tensorflow`, decides for all. */
     setenv("TF_OVERRIDE_GLOBAL_THREADPOOL", "1", 0);
     paml_tf_quiet_begin(&quiet);
-    /* It prints, and is the other's dependency. Where it is missing, the other says so. */
+    /* It prints, and is the other's dependency. Where it is missing, the other says so.
+     */
     if (framework != NULL) {
         dlopen(framework, RTLD_NOW | RTLD_LOCAL);
     }
@@ -82,10 +83,11 @@ paml_tf_open(const char *path, const char *framework, struct paml_error *err)
     for (size_t i = 0; i < N_FUNCTIONS; i++) {
         symbol = dlsym(library, functions[i].name);
         if (symbol == NULL) {
-            return paml_fail(err, PAML_ERR_LOAD,
-                             "TensorFlow %.40s (%s) has no %s: this version isn't "
-                             "supported by this pyasyncml, 2.16 to 2.21 are known to be",
-                             version(), path, functions[i].name);
+            return paml_fail(
+                err, PAML_ERR_LOAD,
+                "TensorFlow %.40s (%s) has no %s: this version isn't "
+                "supported by this pyasyncml, 2.16 to 2.21 are known to be",
+                version(), path, functions[i].name);
         }
         memcpy((char *)&found + functions[i].at, &symbol, sizeof(symbol));
     }

@@ -1,9 +1,9 @@
-/* TensorFlow's C library, found in the user's installed wheel and loaded when it is first
- * needed. No header of TensorFlow is used: these prototypes are the project's own, of
- * the part of its C interface that hasn't changed since 2.4.
+/* TensorFlow's C library, found in the user's installed wheel and loaded when it is
+ * first needed. No header of TensorFlow is used: these prototypes are the project's
+ * own, of the part of its C interface that hasn't changed since 2.4.
  *
- * Thread: `paml_tf_open` is called with the module's lock; `tf` is read-only afterwards,
- * and never changes or goes.
+ * Thread: `paml_tf_open` is called with the module's lock; `tf` is read-only
+ * afterwards, and never changes or goes.
  */
 #ifndef PAML_TF_LIBRARY_H
 #define PAML_TF_LIBRARY_H
@@ -87,9 +87,8 @@ enum {
     F(void, SessionRun,                                                                \
       (TF_Session *, const TF_Buffer *run_options, const TF_Output *inputs,            \
        TF_Tensor *const *input_values, int n_inputs, const TF_Output *outputs,         \
-       TF_Tensor **output_values, int n_outputs,                                       \
-       const TF_Operation *const *targets, int n_targets, TF_Buffer *run_metadata,     \
-       TF_Status *))                                                                   \
+       TF_Tensor **output_values, int n_outputs, const TF_Operation *const *targets,   \
+       int n_targets, TF_Buffer *run_metadata, TF_Status *))                           \
     F(TF_DeviceList *, SessionListDevices, (TF_Session *, TF_Status *))                \
     F(void, DeleteDeviceList, (TF_DeviceList *))                                       \
     F(int, DeviceListCount, (const TF_DeviceList *))                                   \
@@ -103,8 +102,8 @@ struct paml_tf_functions {
 
 extern struct paml_tf_functions tf;
 
-/* Loads the library at `path`, and before it the one it needs, at `framework` (or NULL).
-   Once they are there, does nothing. PAML_OK or PAML_ERR_LOAD. */
+/* Loads the library at `path`, and before it the one it needs, at `framework` (or
+   NULL). Once they are there, does nothing. PAML_OK or PAML_ERR_LOAD. */
 int paml_tf_open(const char *path, const char *framework, struct paml_error *err);
 
 #endif

@@ -22,9 +22,8 @@ raise(PyObject *module, const struct paml_error *error)
     PyObject *type = error->code == PAML_ERR_LOAD     ? state->load_error
                      : error->code == PAML_ERR_MEMORY ? state->out_of_memory
                                                       : state->backend_error;
-    PyObject *message =
-        PyUnicode_DecodeUTF8(error->message, (Py_ssize_t)strlen(error->message),
-                             "backslashreplace");
+    PyObject *message = PyUnicode_DecodeUTF8(
+        error->message, (Py_ssize_t)strlen(error->message), "backslashreplace");
 
     if (message != NULL) {
         PyErr_SetObject(type, message);
@@ -33,10 +32,11 @@ raise(PyObject *module, const struct paml_error *error)
     return NULL;
 }
 
-PyDoc_STRVAR(open_library_doc,
-             "open_library(path, framework, /)\n--\n\n"
-             "Load TensorFlow's library, once a process; its version. Not from several\n"
-             "threads at once. Raises LoadError.");
+PyDoc_STRVAR(
+    open_library_doc,
+    "open_library(path, framework, /)\n--\n\n"
+    "Load TensorFlow's library, once a process; its version. Not from several\n"
+    "threads at once. Raises LoadError.");
 
 static PyObject *
 open_library(PyObject *module, PyObject *args)
@@ -50,10 +50,9 @@ open_library(PyObject *module, PyObject *args)
         Py_XDECREF(path);
         return NULL;
     }
-    Py_BEGIN_ALLOW_THREADS
-    code = paml_tf_open(PyBytes_AS_STRING(path), PyBytes_AS_STRING(framework), &error);
-    Py_END_ALLOW_THREADS
-    Py_DECREF(path);
+    Py_BEGIN_ALLOW_THREADS code =
+        paml_tf_open(PyBytes_AS_STRING(path), PyBytes_AS_STRING(framework), &error);
+    Py_END_ALLOW_THREADS Py_DECREF(path);
     Py_DECREF(framework);
     if (code != PAML_OK) {
         return raise(module, &error);
@@ -69,15 +68,15 @@ program_destructor(PyObject *capsule)
 {
     struct paml_tf_program *program = PyCapsule_GetPointer(capsule, PROGRAM_CAPSULE);
 
-    Py_BEGIN_ALLOW_THREADS
-    paml_tf_program_unref(program);
+    Py_BEGIN_ALLOW_THREADS paml_tf_program_unref(program);
     Py_END_ALLOW_THREADS
 }
 
-PyDoc_STRVAR(program_doc,
-             "program(folder, /)\n--\n\n"
-             "A capsule of a SavedModel that isn't loaded yet: options for as many models\n"
-             "as are to share its variables.");
+PyDoc_STRVAR(
+    program_doc,
+    "program(folder, /)\n--\n\n"
+    "A capsule of a SavedModel that isn't loaded yet: options for as many models\n"
+    "as are to share its variables.");
 
 static PyObject *
 program(PyObject *Py_UNUSED(module), PyObject *argument)
@@ -117,10 +116,8 @@ run_saver(PyObject *module, PyObject *args,
         Py_DECREF(prefix);
         return NULL;
     }
-    Py_BEGIN_ALLOW_THREADS
-    code = saver(shared, PyBytes_AS_STRING(prefix), &error);
-    Py_END_ALLOW_THREADS
-    Py_DECREF(prefix);
+    Py_BEGIN_ALLOW_THREADS code = saver(shared, PyBytes_AS_STRING(prefix), &error);
+    Py_END_ALLOW_THREADS Py_DECREF(prefix);
     if (code != PAML_OK) {
         return raise(module, &error);
     }
@@ -210,7 +207,8 @@ static PyModuleDef_Slot module_slots[] = {
 static struct PyModuleDef module_def = {
     PyModuleDef_HEAD_INIT,
     .m_name = "pyasyncml.backends._tensorflow",
-    .m_doc = "The tensorflow backend's native half; use `pyasyncml.backends.tensorflow`.",
+    .m_doc =
+        "The tensorflow backend's native half; use `pyasyncml.backends.tensorflow`.",
     .m_size = sizeof(struct state),
     .m_methods = methods,
     .m_slots = module_slots,

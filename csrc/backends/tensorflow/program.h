@@ -1,10 +1,10 @@
 /* A SavedModel that is loaded: what it says, and its sessions.
  *
- * A session holds the variables, so whoever is to see the same ones shares it. A program
- * has one for each device that it was opened on, and all its instances run there, at
- * once if need be: with the configuration used here TensorFlow runs the operations in
- * the thread that calls. A program belongs to one model, or, made by paml_tf_shared_new,
- * to as many as are given it: one that serves and one that trains.
+ * A session holds the variables, so whoever is to see the same ones shares it. A
+ * program has one for each device that it was opened on, and all its instances run
+ * there, at once if need be: with the configuration used here TensorFlow runs the
+ * operations in the thread that calls. A program belongs to one model, or, made by
+ * paml_tf_shared_new, to as many as are given it: one that serves and one that trains.
  *
  * Owner: counted references. The lock guards the reading and the list of sessions, and
  * is held while TensorFlow loads: whoever comes meanwhile wants just that session.
@@ -41,8 +41,8 @@ void paml_tf_program_ref(struct paml_tf_program *program);
 void paml_tf_program_unref(struct paml_tf_program *program);
 
 /* What the SavedModel says. NULL: see `err`. Thread: worker, or any that may wait. */
-const struct paml_tf_saved_model *
-paml_tf_program_read(struct paml_tf_program *program, struct paml_error *err);
+const struct paml_tf_saved_model *paml_tf_program_read(struct paml_tf_program *program,
+                                                       struct paml_error *err);
 
 /* The session on that device, loaded where need be, with so many intra-op threads (the
    first that asks decides). NULL: see `err`. Thread: as paml_tf_program_read. */

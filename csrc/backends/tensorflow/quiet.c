@@ -68,8 +68,7 @@ replay(int captured)
     for (line = text; line < end;) {
         char *newline = memchr(line, '\n', (size_t)(end - line));
         size_t length = (size_t)((newline != NULL ? newline + 1 : end) - line);
-        if (!is_announcement(line, length) &&
-            write(STDERR_FILENO, line, length) < 0) {
+        if (!is_announcement(line, length) && write(STDERR_FILENO, line, length) < 0) {
             break;
         }
         line += length;

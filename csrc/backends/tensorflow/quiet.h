@@ -1,11 +1,11 @@
 /* TensorFlow says on stderr that it is there, and what it reads. It isn't asked to,
  * unless PYASYNCML_LOG=debug asks.
  *
- * Its log level comes from the environment when its library is loaded. One message comes
- * before even that is read, from a static initialiser: that oneDNN's kernels are on,
- * which TF_ENABLE_ONEDNN_OPTS=0 would silence by turning them off. So for the 20 ms that
- * the part of the library with that initialiser takes to load, descriptor 2 is a file
- * in memory; what others have written there meanwhile is written out afterwards.
+ * Its log level comes from the environment when its library is loaded. One message
+ * comes before even that is read, from a static initialiser: that oneDNN's kernels are
+ * on, which TF_ENABLE_ONEDNN_OPTS=0 would silence by turning them off. So for the 20 ms
+ * that the part of the library with that initialiser takes to load, descriptor 2 is a
+ * file in memory; what others have written there meanwhile is written out afterwards.
  * (Exchanging C's `stderr` instead isn't enough: the C++ library's std::cerr would be
  * made of it for good.)
  */

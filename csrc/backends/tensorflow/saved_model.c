@@ -124,9 +124,8 @@ names_text(const struct paml_tf_saved_model *model, char *text, size_t size)
 
     snprintf(text, size, "none");
     for (uint32_t i = 0; i < model->n_signatures && length < size; i++) {
-        length +=
-            (size_t)snprintf(text + length, size - length, "%s%s", i > 0 ? ", " : "",
-                             model->signatures[i].entry.name);
+        length += (size_t)snprintf(text + length, size - length, "%s%s",
+                                   i > 0 ? ", " : "", model->signatures[i].entry.name);
     }
 }
 

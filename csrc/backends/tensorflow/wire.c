@@ -71,7 +71,7 @@ wire_compare(struct wire a, struct wire b)
     size_t common = wire_size(a) < wire_size(b) ? wire_size(a) : wire_size(b);
     int order = common > 0 ? memcmp(a.at, b.at, common) : 0;
 
-    return order != 0                  ? order
+    return order != 0                    ? order
            : wire_size(a) < wire_size(b) ? -1
                                          : wire_size(a) > wire_size(b);
 }

@@ -20,7 +20,8 @@ struct wire_field {
     struct wire bytes; /* where is_bytes */
 };
 
-/* Reads the next field. 1: there was one; 0: the message has ended; -1: it is damaged. */
+/* Reads the next field. 1: there was one; 0: the message has ended; -1: it is damaged.
+ */
 int wire_next(struct wire *message, struct wire_field *field);
 
 static inline size_t
