@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -35,6 +37,7 @@ async def start(workload: Workload) -> Contender:
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     client = httpx.AsyncClient(
@@ -43,12 +46,9 @@ async def start(workload: Workload) -> Contender:
 
     async def close() -> None:
         await client.aclose()
-        server.terminate()
-        try:
-            await asyncio.to_thread(server.wait, 10)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+        # With its own processes, which outlive it otherwise.
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
     async def infer(x: tuple[Any, Any]) -> Any:
         answer = await client.post("/predict", json={"ids": x[0][0].tolist()})
