@@ -333,7 +333,7 @@ async def text_suite(results: Results, plan: Plan) -> None:
         say(workload.name)
         plan = replace(plan, seconds=text.SLOWER * plan.seconds)
         stage = Stage(results, plan, replace(workload, x=texts))
-        await stage.open(text.starters())
+        await stage.open(text.starters(say))
         rate = 0
         for turn in range(plan.rounds):
             await stage.closed(turn, text.IN_FLIGHT)
