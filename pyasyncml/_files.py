@@ -69,7 +69,8 @@ def _identify_content(path: str, magic: bytes) -> str:
         kind = "a pickle" if magic[:1] == b"\x80" else "no format that is known"
         raise LoadError(
             f"{path}: holds {kind}; a TorchScript archive was expected "
-            "(torch.jit.script or torch.jit.trace, then .save)"
+            "(torch.jit.script or torch.jit.trace, then .save), or a .pt2 program "
+            "(pyasyncml.export.torch, torch.export.save)"
         )
     try:
         with zipfile.ZipFile(path) as archive:
