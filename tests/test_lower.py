@@ -93,7 +93,7 @@ def training_step(module: Any) -> tuple[Any, dict[str, torch.Tensor]]:
                 amsgrad=False,
                 maximize=False,
             )
-        return {"loss": loss}
+        return loss
 
     example = torch.utils._pytree.tree_map(lambda t: t.detach().clone(), state)
     gm = trace(step, example, torch.randn(5, 8), torch.randint(3, (5,)))
@@ -117,7 +117,7 @@ def test_training_step_is_bit_equal_to_eager_with_dropout_seeded():
         generator=torch.Generator().manual_seed(7),
         name="step",
     )
-    losses = [out["loss"] for out in run(graph, *data)]
+    losses = [loss for (loss,) in run(graph, *data)]
     assert torch.equal(torch.get_rng_state(), before)  # it has its own generator
 
     optimizer = torch.optim.AdamW(reference.parameters(), lr=0.01, fused=True)
