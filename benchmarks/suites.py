@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import contenders, echo, floors, load, minilm, overload, streams, text
+from . import contenders, echo, floors, graph, load, minilm, overload, streams, text
 from .contenders import Contender, Starter, Workload
 from .load import Run
 from .results import Cell, Results
@@ -259,6 +259,21 @@ async def streams_suite(results: Results, plan: Plan) -> None:
             count, run = await streams.most(opening, seconds, trials)
             cell = Cell(streams.WORKLOAD, 2, "streams", 0, name)
             results.add(cell, replace(run, streams=count))
+
+
+async def graph_suite(results: Results, plan: Plan) -> None:
+    quick = plan.seconds <= 0.05
+    with tempfile.TemporaryDirectory() as folder:
+        say("compiling")
+        for program in graph.programs(Path(folder), quick):
+            say(program.name)
+            stage = Stage(results, plan, graph.workload(program))
+            await stage.open(graph.contenders(program))
+            for turn in range(plan.rounds):
+                await stage.idle()
+                for in_flight in graph.IN_FLIGHT:
+                    await stage.closed(turn, in_flight)
+            await stage.close()
 
 
 async def text_suite(results: Results, plan: Plan) -> None:

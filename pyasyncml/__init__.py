@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import atexit
 
-from . import testing
+from . import export, testing
 from ._call import call
 from ._core import Future, shut_down
 from ._load import load
@@ -54,6 +54,7 @@ __all__ = [
     "TensorSpec",
     "call",
     "devices",
+    "export",
     "load",
     "testing",
 ]
