@@ -14,6 +14,7 @@ from .results import OtherLoad, Results, machine
 SUITES = {
     "echo": suites.echo_suite,
     "torch": suites.torch_suite,
+    "graph": suites.graph_suite,
     "batching": suites.batching_suite,
     "overload": suites.overload_suite,
     "onnx": suites.onnx_suite,

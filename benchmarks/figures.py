@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import filetypes, overload, streams, train
+from . import filetypes, graph, overload, streams, train
 from .load import Run
 from .models import NATIVE_ROWS as BATCH_ROWS
 from .quantiles import Spread
@@ -139,6 +139,9 @@ def figures(results: Results) -> list[Figure]:
     for model in ("tiny MLP", "MLP", "transformer"):
         if reader.has(model):
             _model(reader, model)
+    for name in dict.fromkeys(cell.workload for cell in results.cells):
+        if name.endswith(", exported"):
+            _graph(reader, name)
     for model, in_flight, target in (("tiny MLP", 512, 2.0), ("MLP", 64, 1.5)):
         if reader.has(f"{model}, batches"):
             _batches(reader, model, in_flight, target)
@@ -296,6 +299,24 @@ def _overload(reader: _Reader, workload: str, target: float) -> None:
     rejecting = with_deadlines[1]
     rows = [most / overload.BOUND for most in rounds(waiting, rejecting)]
     reader.add(f"{text}, rows waiting, most / bound: {rejecting}", rows, AT_MOST, 1.0)
+
+
+def _graph(reader: _Reader, name: str) -> None:
+    idle = reader.rounds(lag_p99, "idle loop", name, 0, mode="idle")
+    for in_flight in graph.IN_FLIGHT:
+        served = reader.rounds(throughput, graph.GRAPH, name, in_flight)
+        for peer in reader.contenders(name):
+            if peer in (graph.GRAPH, "idle loop"):
+                continue
+            text = f"{name}, {in_flight} in flight, requests per second: graph / {peer}"
+            other = reader.rounds(throughput, peer, name, in_flight)
+            reader.add(text, _divided(served, other))
+        for contender in (graph.GRAPH, graph.COMPILED, graph.BINDING):
+            text = f"{name}, {in_flight} in flight, loop lag p99: {contender} / idle"
+            lag = reader.rounds(lag_p99, contender, name, in_flight)
+            target = None if contender == graph.BINDING else 2.0
+            ratio = _divided(lag, idle)
+            reader.add(text, ratio, AT_MOST if target else None, target)
 
 
 def _streams(reader: _Reader) -> None:

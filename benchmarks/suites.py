@@ -16,6 +16,7 @@ from . import (
     echo,
     filetypes,
     floors,
+    graph,
     load,
     minilm,
     overload,
@@ -321,6 +322,21 @@ async def _onnx(
             await two.closed(turn, 64)
             await one.idle()
         for stage in (two, one):
+            await stage.close()
+
+
+async def graph_suite(results: Results, plan: Plan) -> None:
+    quick = plan.seconds <= 0.05
+    with tempfile.TemporaryDirectory() as folder:
+        say("compiling")
+        for program in graph.programs(Path(folder), quick):
+            say(program.name)
+            stage = Stage(results, plan, graph.workload(program))
+            await stage.open(graph.contenders(program))
+            for turn in range(plan.rounds):
+                await stage.idle()
+                for in_flight in graph.IN_FLIGHT:
+                    await stage.closed(turn, in_flight)
             await stage.close()
 
 
