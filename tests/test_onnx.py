@@ -217,6 +217,25 @@ def test_an_output_that_is_an_input_or_a_weight_is_the_callers_own(tmp_path):
     asyncio.run(main())
 
 
+def test_outputs_of_another_shape_than_the_file_says_are_as_they_are(tmp_path):
+    path = models.write(
+        tmp_path / "m.onnx",
+        [node("Concat", ["x", "x"], ["y"], axis=0)],
+        [tensor("x", FLOAT, ["n"])],
+        [tensor("y", FLOAT, ["n"])],
+        check=False,
+    )
+
+    async def main():
+        async with ml.load(path) as model:
+            for size in (3, 0, 5):
+                x = np.arange(size, dtype=np.float32)
+                same(await model.infer(x), np.concatenate([x, x]))
+            assert model.stats().failed == 0
+
+    asyncio.run(main())
+
+
 def test_weights_in_another_file_are_found_beside_it(tmp_path):
     weights = np.arange(4096, dtype=np.float32).reshape(4, 1024)
     path = models.write(
@@ -345,6 +364,32 @@ def test_a_model_is_known_by_its_content_whatever_its_name(tmp_path):
     path = models.scale(tmp_path / "model.pt", 3.0)
     x = np.ones((1, 4), np.float32)
     same(infer(path, x), x * 3)
+
+
+def test_loops_and_branches_give_what_they_should(tmp_path):
+    path = models.loop(tmp_path / "loop.onnx", size=4)
+    x = np.random.default_rng(0).random((2, 4), np.float32)
+    for times in (0, 1, 3):
+        expected = x
+        for _ in range(times):
+            expected = np.tanh(expected)
+        got = infer(path, x, np.int64([times, times]))
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+    branches = {
+        f"{which}_branch": onnx.helper.make_graph(
+            [node(op, ["x"], [which])], which, [], [tensor(which, FLOAT, ["n"])]
+        )
+        for which, op in [("then", "Identity"), ("else", "Neg")]
+    }
+    path = models.write(
+        tmp_path / "if.onnx",
+        [node("If", ["c"], ["y"], **branches)],
+        [tensor("c", TYPES.BOOL, []), tensor("x", FLOAT, ["n"])],
+        [tensor("y", FLOAT, ["n"])],
+    )
+    x = x[0].copy()
+    same(infer(path, True, x), x)
+    same(infer(path, np.array(False), x), -x)
 
 
 def test_a_fixed_batch_axis_with_batching_is_a_load_error(tmp_path):
