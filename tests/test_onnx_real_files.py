@@ -12,6 +12,7 @@ import pytest
 
 import pyasyncml as ml
 
+pytest.importorskip("numpy")  # here: its threads stay
 filetypes = pytest.importorskip("benchmarks.filetypes")
 if missing := filetypes.missing():
     pytest.skip(f"{', '.join(missing)} is not installed", allow_module_level=True)
