@@ -1,4 +1,4 @@
-"""SavedModels through `pyasyncml.load`: what goes in, what comes out, what's refused."""
+"""SavedModels through `pyasyncml.load`: what goes in, comes out, and is refused."""
 
 from __future__ import annotations
 
