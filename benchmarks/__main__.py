@@ -16,6 +16,7 @@ SUITES = {
     "torch": suites.torch_suite,
     "batching": suites.batching_suite,
     "overload": suites.overload_suite,
+    "onnx": suites.onnx_suite,
     "text": suites.text_suite,
     "streams": suites.streams_suite,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import overload, streams
+from . import filetypes, overload, streams
 from .load import Run
 from .models import NATIVE_ROWS as BATCH_ROWS
 from .quantiles import Spread
@@ -142,6 +142,9 @@ def figures(results: Results) -> list[Figure]:
     for workload, target in ((overload.ECHO, 0.9), (overload.MLP, 0.75)):
         if reader.has(workload):
             _overload(reader, workload, target)
+    for model in (filetypes.TINY_NAME, filetypes.NAME):
+        if reader.has(model):
+            _onnx(reader, model)
     if reader.has("MiniLM"):
         _text(reader)
     if reader.has(streams.WORKLOAD):
@@ -295,6 +298,34 @@ def _streams(reader: _Reader) -> None:
         text = f"{name} under a p99 of 32 ms: native, sessions in batches / {peer}"
         comparison = AT_LEAST if target else None
         reader.add(text, _divided(most, other), comparison, target)
+
+
+def _onnx(reader: _Reader, model: str) -> None:
+    for instances in (1, 2):
+        served = reader.rounds(throughput, "native", model, 64, instances)
+        floor = reader.rounds(
+            throughput, "C loop", model, instances, instances, mode="floor"
+        )
+        text = f"{model}, 64 in flight, requests per second: native / C loop"
+        text += f", {instances} thread" + ("s" if instances > 1 else "")
+        target = 0.95 if model == filetypes.NAME and instances == 1 else None
+        reader.add(text, _divided(served, floor), AT_LEAST if target else None, target)
+        for peer in ("bridge", "to_thread", "run_async")[: 3 if instances > 1 else 1]:
+            other = reader.rounds(throughput, peer, model, 64, instances)
+            text = f"{model}, 64 in flight, {instances} instances, requests per second"
+            reader.add(f"{text}: native / {peer}", _divided(served, other))
+    lag = reader.rounds(lag_p99, "native", model, 64, 2)
+    for peer in ("to_thread", "run_async"):
+        text = f"{model}, 64 in flight, loop lag p99: native / {peer}"
+        reader.add(text, _divided(lag, reader.rounds(lag_p99, peer, model, 64, 2)))
+    if model == filetypes.TINY_NAME:
+        backend, plain = (
+            reader.rounds(time_per_request, name, model, 1, 1, mode="floor")
+            for name in ("backend in a C loop", "C loop")
+        )
+        more = [1e3 * value for value in _minus(backend, plain)]
+        text = f"{model}, a call of the backend's above the library's own"
+        reader.add(text, more, unit="ns")
 
 
 def _text(reader: _Reader) -> None:

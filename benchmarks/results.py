@@ -75,6 +75,7 @@ def machine() -> dict[str, Any]:
         "pyasyncml": installed("pyasyncml"),
         "numpy": installed("numpy"),
         "torch": installed("torch"),
+        "onnxruntime": installed("onnxruntime"),
         "switch_interval_s": sys.getswitchinterval(),
     }
 

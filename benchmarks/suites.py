@@ -11,7 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import contenders, echo, floors, load, minilm, overload, streams, text
+from . import (
+    contenders,
+    echo,
+    filetypes,
+    floors,
+    load,
+    minilm,
+    overload,
+    streams,
+    text,
+)
 from .contenders import Contender, Starter, Workload
 from .load import Run
 from .results import Cell, Results
@@ -89,8 +99,8 @@ class Stage:
         run = load.alone(workload.run, x, rows, self._plan.seconds)
         self._add("ceiling", rows, "model alone", run)
 
-    def floor(self, threads: int, run: Run) -> None:
-        cell = Cell(self.workload.name, threads, "floor", threads, "C++ loop")
+    def floor(self, threads: int, run: Run, by: str = "C++ loop") -> None:
+        cell = Cell(self.workload.name, threads, "floor", threads, by)
         self._results.add(cell, run)
 
     def _add(self, mode: str, amount: int, contender: str, run: Run) -> None:
@@ -259,6 +269,58 @@ async def streams_suite(results: Results, plan: Plan) -> None:
             count, run = await streams.most(opening, seconds, trials)
             cell = Cell(streams.WORKLOAD, 2, "streams", 0, name)
             results.add(cell, replace(run, streams=count))
+
+
+async def onnx_suite(results: Results, plan: Plan) -> None:
+    if missing := filetypes.missing():
+        say(f"onnx: skipped, for want of {', '.join(missing)} (benchmarks/README.md)")
+        return
+    import numpy as np
+
+    with tempfile.TemporaryDirectory() as name:
+        tiny = Path(name) / "tiny.onnx"
+        tiny.write_bytes(filetypes.TINY)
+        x = np.ones((1, 4), np.float32)
+        await _onnx(results, plan, Path(name), tiny, 1, [x], filetypes.TINY_NAME)
+        inputs = [filetypes.features(path) for path in filetypes.files()]
+        longer = replace(plan, seconds=filetypes.SLOWER * plan.seconds)
+        model = filetypes.model()
+        await _onnx(results, longer, Path(name), model, 6, inputs, filetypes.NAME)
+
+
+async def _onnx(
+    results: Results,
+    plan: Plan,
+    folder: Path,
+    model: Path,
+    element: int,
+    inputs: list[Any],
+    name: str,
+) -> None:
+    """One ONNX model, `inputs` in turn; `element` is ONNX's number of their type."""
+    import numpy as np
+
+    say(name)
+    turns = minilm.Texts([(x,) for x in inputs])
+    one, two = (
+        Stage(results, plan, filetypes.workload(model, turns, instances, name))
+        for instances in (1, 2)
+    )
+    expected = one.workload.run((inputs[0],))
+    with floors.OnnxLoop(model, element, np.stack(inputs), folder, expected) as loop:
+        for stage in (one, two):
+            await stage.open(filetypes.starters(model, stage.workload.instances))
+        for turn in range(plan.rounds):
+            for threads in (1, 2):
+                how = "plain" if threads == 1 else "sessions"
+                one.floor(threads, loop.ask(how, threads, plan.seconds), "C loop")
+            one.floor(1, loop.ask("backend", 1, plan.seconds), "backend in a C loop")
+            for in_flight in (1, 64):
+                await one.closed(turn, in_flight)
+            await two.closed(turn, 64)
+            await one.idle()
+        for stage in (two, one):
+            await stage.close()
 
 
 async def text_suite(results: Results, plan: Plan) -> None:

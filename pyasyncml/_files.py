@@ -17,6 +17,8 @@ _SHORT = {"onnx": "onnxruntime"}
 def identify(path: str, backend: str | None, sha256: str | None) -> str:
     """The name of the backend that reads this file, its checksum verified.
 
+    "torch.export" and "torch.compiled" are kinds of programs that "torch" runs.
+
     Raises `LoadError`.
     """
     backend = _SHORT.get(backend, backend) if backend is not None else None
@@ -38,11 +40,33 @@ def identify(path: str, backend: str | None, sha256: str | None) -> str:
     if size == 0:
         raise LoadError(f"{path}: the file is empty")
     _verify(path, sha256)
+    if backend == "torch":
+        return _kind_of_archive(_members(path)) or backend
     if backend is None:
         with open(path, "rb") as file:
             if is_onnx(file, size):
                 return "onnxruntime"
     return backend or _identify_content(path, magic)
+
+
+def _members(path: str) -> list[str]:
+    """What a zip archive holds, without its top folder; nothing if it is none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [member.partition("/")[2] for member in archive.namelist()]
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError):
+        return []
+
+
+def _kind_of_archive(members: list[str]) -> str | None:
+    """What torch wrote: TorchScript, an exported program, a compiled package."""
+    if any(member.startswith("code/") for member in members):
+        return "torch"
+    if any(member.startswith("data/aotinductor/") for member in members):
+        return "torch.compiled"
+    if any(member.startswith("models/") for member in members):
+        return "torch.export"
+    return None
 
 
 def _identify_folder(path: str, backend: str | None, sha256: str | None) -> str:
@@ -71,13 +95,9 @@ def _identify_content(path: str, magic: bytes) -> str:
         raise LoadError(
             f"{path}: is a damaged or truncated archive ({error})"
         ) from error
-    if any(member.startswith("code/") for member in members):
-        return "torch"
-    if any(member.startswith(("models/", "data/aotinductor/")) for member in members):
-        raise LoadError(
-            f"{path}: holds a torch.export program; "
-            "this version reads TorchScript archives"
-        )
+    found = _kind_of_archive(members)
+    if found is not None:
+        return found
     if "data.pkl" in members:
         raise LoadError(
             f"{path}: holds pickled weights (torch.save), not a program; save one with "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
@@ -57,6 +58,7 @@ def load(
     source: Any,
     *,
     inputs: Any = None,
+    dynamic: Any = None,
     device: str | Sequence[str] = "cpu",
     instances: int = 1,
     threads: int = 1,
@@ -71,14 +73,23 @@ def load(
 ) -> Loading:
     """Load a model: ``await load(...)``, or ``async with load(...) as model``.
 
-    `source`: a file, whose format is found from its content (TorchScript archives, ONNX
-    models), or a live `torch.nn.Module` or other callable, which runs in Python on the
-    workers and holds the GIL as Python code must. Reading, building and warming up
-    happen on a worker, while the loop goes on; the first use of a framework in a
-    process imports its library, which may hold the GIL for some milliseconds.
+    `source`: a file, whose format is found from its content (TorchScript archives,
+    `.pt2` programs of torch.export, ONNX models), or a live `torch.nn.Module` or other callable.
+    Reading, building and warming up happen on a worker, while the loop goes on; the
+    first use of a framework in a process imports its library, which may hold the GIL
+    for some milliseconds.
+
+    A live module with example `inputs` is exported, in the mode (train or eval) it is
+    in, and runs without Python from then on, over its own weights: what is written to
+    them in place is served. Exporting is Python: it takes seconds and holds the GIL in
+    slices. Without inputs, or with ``backend="python"``, a module runs in Python on the
+    workers, as other callables do, and holds the GIL as Python code must.
 
     `inputs`: example inputs, one or a tuple; each instance runs them before the model
     is ready, so that the first request isn't slow (`warmup=False`: not).
+    `dynamic`: which sizes of an exported module's inputs may vary, besides the batch
+    (axis 0, where the example inputs agree about it): ``{"ids": {1: "length"}}``, where
+    axes of one name are equal, or torch.export's ``dynamic_shapes``.
     `device`: "cpu", "cuda:0", … or several of them. `instances`: workers per device,
     each with its own stream of runs. `threads`: intra-op threads of one instance.
     `entry`: the function to serve, where the program has several: a method's name, or
@@ -125,6 +136,7 @@ def load(
     load_again = functools.partial(
         load,
         inputs=inputs,
+        dynamic=dynamic,
         device=device,
         instances=instances,
         threads=threads,
@@ -161,6 +173,24 @@ def load(
             functools.partial(load_again, name=title),
         )
     if callable(source):
+        title = name or str(getattr(source, "__name__", type(source).__name__))
+        load_again = functools.partial(load_again, name=title)
+        if sha256 is not None:
+            raise TypeError("sha256: only a file has a checksum")
+        if backend not in (None, "python", "torch"):
+            raise ValueError(
+                f"backend: a live module runs on 'torch' or 'python', not {backend!r}"
+            )
+        function = _live_entry(source, entry)
+        if _is_graph(source, inputs, backend):
+            return Loading(
+                lambda: _open_module(source, entry, example, dynamic, title, common),
+                load_again,
+            )
+        if dynamic is not None:
+            raise ValueError(
+                "dynamic: takes effect where a module is exported: give example inputs="
+            )
         if inline_below:
             raise ValueError(
                 "inline_below: a live module or callable runs on a worker only; where "
@@ -168,20 +198,12 @@ def load(
             )
         if batching is not None:
             raise ValueError(
-                "batching: a live module or callable runs one request at a time; "
-                "export it to a file for batches"
+                "batching: what runs in Python runs one request at a time; a torch "
+                "module loaded with example inputs= is exported, and takes batches"
             )
-        if sha256 is not None:
-            raise TypeError("sha256: only a file has a checksum")
-        if backend not in (None, "python"):
-            raise ValueError(
-                f"backend: a live module runs on 'python'; {backend!r} loads files"
-            )
-        function = _live_entry(source, entry)
-        title = name or str(getattr(source, "__name__", type(source).__name__))
         return Loading(
             lambda: _open_live(source, function, devices, example, title, common),
-            functools.partial(load_again, name=title),
+            load_again,
         )
     raise TypeError(
         "source: expected a path, a torch.nn.Module or a callable, "
@@ -207,10 +229,52 @@ async def _open_file(
     options: Any = None,
 ) -> Model:
     found = await call(_files.identify, path, backend, sha256)
+    if found == "torch.export":
+        from ._load_graph import serve_file
+
+        return await _open_served(serve_file, (path, entry), example, name, common)
     capsule = await call(load_backend, found)
     model = make_model(
         Model, found, capsule, options, name=name, path=path, entry=entry, **common
     )
+    return await _started(model, example)
+
+
+def _is_graph(source: Any, inputs: Any, backend: str | None) -> bool:
+    """Whether a live object is exported, rather than run in Python."""
+    torch = sys.modules.get("torch")
+    is_module = torch is not None and isinstance(source, torch.nn.Module)
+    if backend == "torch" and not is_module:
+        raise ValueError("backend: 'torch' exports a torch.nn.Module")
+    if backend == "torch" and inputs is None:
+        raise ValueError("inputs: a module is exported with example inputs")
+    return is_module and backend != "python" and inputs is not None
+
+
+async def _open_module(
+    source: Any,
+    entry: str | None,
+    example: tuple[Any, ...],
+    dynamic: Any,
+    name: str,
+    common: dict[str, Any],
+) -> Model:
+    from ._load_graph import serve_module
+
+    arguments = (source, entry, example, dynamic, common["batching"])
+    return await _open_served(serve_module, arguments, example, name, common)
+
+
+async def _open_served(
+    serve: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    example: tuple[Any, ...],
+    name: str,
+    common: dict[str, Any],
+) -> Model:
+    """Makes the program's graph on a worker, in Python: the loop goes on in slices."""
+    served = await call(serve, *arguments)
+    model: Model = served.model(name, common)
     return await _started(model, example)
 
 

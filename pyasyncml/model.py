@@ -80,7 +80,7 @@ class Queue:
     first served, up to `max_bytes` of inputs in all. `"reject"`: they fail with
     `QueueFull`. `"drop_lowest"`: the request of the lowest priority fails, of several
     the last to come. Past `max_bytes` requests fail in either case. Without batching a
-    request counts as one row.
+    request counts as one row, and so does one of no rows with it.
     """
 
     max_rows: int = 1024
@@ -108,9 +108,10 @@ class Stats:
     `waiting` is rows that were accepted and haven't begun to run, `waiting_bytes` their
     inputs. It counts what is `parked` as well, the rows past `Queue.max_rows` that wait
     to be let into the queue (`when_full="wait"`): so it may exceed that bound by them.
-    `running` is instances in a run at this moment; `wait` is time in the queue, `run` time in the backend,
-    quantiles within an eighth; `waited` is the seconds that all requests have been in
-    the queue together, `busy` seconds in the backend, one number an instance.
+    `running` is instances in a run at this moment; `wait` is time in the queue, `run`
+    time in the backend, quantiles within an eighth; `waited` is the seconds that all
+    requests have been in the queue together, `busy` seconds in the backend, one number
+    an instance.
 
     `runs` of the backend served `rows` of `requests` in all. `inlined` of these were
     requests run where `infer` was called (`inline_below=`), a run each, for
@@ -216,6 +217,8 @@ class Model(_core.Model):
     _reloading: threading.Lock
     #: Loads another source as this one was; None: it wasn't loaded from one.
     _load_again: Callable[[Any], Awaitable[Model]] | None = None
+    #: What `_finish` makes of the outputs, in words.
+    _structure: str = ""
 
     @property
     def signature(self) -> Signature:
@@ -252,6 +255,9 @@ class Model(_core.Model):
 
         Any number of sessions may be open; their requests share runs where the model
         has `batching=`. A state's batch axis is 0 unless `Batching` says otherwise.
+
+        A reload ends no session: what it has submitted is served by the program that it
+        was submitted to, and the state goes on with the new one.
 
         Raises `InputError` for a name that is no input, or a state that is no tensor.
         """
@@ -335,7 +341,13 @@ class Model(_core.Model):
 
     def _replace(self, other: Model) -> None:
         """Changes programs with another model; what runs and waits goes along."""
+        if self._structure != other._structure:
+            raise LoadError(
+                f"reload: the source gives its outputs as {other._structure}, instead "
+                f"of {self._structure}; load it as a model of its own"
+            )
         self._swap(other)
+        self._finish = other._finish
         self._backend_name, other._backend_name = (
             other._backend_name,
             self._backend_name,

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import load, minilm, overload, report, streams
+from benchmarks import filetypes, load, minilm, overload, report, streams
 from benchmarks.beat import Beat
 from benchmarks.contenders import (
     Batch,
@@ -107,6 +107,26 @@ def test_the_torch_suite_measures_every_contender_and_the_floor(tmp_path: Path) 
         assert threads == {1, 2}
     targets = {figure.target for figure in figures(results)}
     assert {0.95, 0.90, 3.0, 0.2} <= targets
+
+
+@needs_compiler
+@pytest.mark.skipif(bool(filetypes.missing()), reason="the model isn't installed")
+def test_the_onnx_suite_measures_everyone_and_the_floor(tmp_path: Path) -> None:
+    results, text = smoke("onnx", tmp_path)
+    for model in (filetypes.TINY_NAME, filetypes.NAME):
+        for instances, names in (
+            (1, {"native", "bridge"}),
+            (2, {"native", "bridge", "to_thread", "run_async"}),
+        ):
+            cells = [
+                cell
+                for cell in results.cells
+                if (cell.workload, cell.instances, cell.mode)
+                == (model, instances, "closed")
+            ]
+            assert {cell.contender for cell in cells} == names
+    for figure in figures(results):
+        assert figure.text in text
 
 
 @pytest.mark.torch

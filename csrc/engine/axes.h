@@ -54,6 +54,11 @@ int paml_padded_input(const struct paml_batching *batching, uint32_t argument,
    where there are no buckets. */
 int64_t paml_padded_length(const struct paml_padded_axis *padded, int64_t length);
 
+/* How many elements a row of the padded inputs has, of those lengths (-1: nobody has
+   the axis): along two axes the area where one input has both, and otherwise their sum.
+ */
+int64_t paml_padded_cells(const struct paml_batching *batching, const int64_t *lengths);
+
 /* Of the sizes of axes [from, to). */
 static inline int64_t
 paml_axes_product(const int64_t *shape, int32_t from, int32_t to)

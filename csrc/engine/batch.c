@@ -129,14 +129,14 @@ gather_measure(struct gathering *gathering)
             if (slice->op->lengths[k] != batcher->lengths[k]) {
                 gathering->uneven |= 1u << k;
             }
-            if (k == 0 && longest >= 0) {
-                batcher->real_cells +=
-                    (slice->to - slice->from) * slice->op->lengths[0];
-            }
         }
     }
-    if (batching->n_padded > 0 && batcher->lengths[0] >= 0) {
-        batcher->cells = batcher->rows * batcher->lengths[0];
+    if (batching->n_padded > 0) {
+        batcher->cells = batcher->rows * paml_padded_cells(batching, batcher->lengths);
+        for (slice = gathering->slices; slice < end; slice++) {
+            batcher->real_cells += (slice->to - slice->from) *
+                                   paml_padded_cells(batching, slice->op->lengths);
+        }
     }
 }
 

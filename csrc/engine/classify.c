@@ -298,15 +298,19 @@ length_class(int64_t length)
 
 /* Thread: any; the op's owner. GIL: any. Locks: none. */
 uint64_t
-paml_batch_cost_key(const struct paml_batching *batching, const struct paml_op *op)
+paml_batch_cost_key_at(const struct paml_batching *batching, const struct paml_op *op,
+                       const int64_t *lengths)
 {
     uint64_t hash = op->n_inputs;
 
     if (op->batch_key != 0) {
-        return batching->n_padded > 0 && batching->padded[0].n_buckets == 0 &&
-                       op->lengths[0] > 0
-                   ? mix(op->batch_key, length_class(op->lengths[0]))
-                   : op->batch_key;
+        hash = op->batch_key;
+        for (uint32_t k = 0; k < batching->n_padded; k++) {
+            if (batching->padded[k].n_buckets == 0 && lengths[k] > 0) {
+                hash = mix(hash, length_class(lengths[k]));
+            }
+        }
+        return hash;
     }
     for (uint32_t i = 0; i < op->n_inputs; i++) {
         const struct paml_value *value = &op->inputs[i];
@@ -318,6 +322,33 @@ paml_batch_cost_key(const struct paml_batching *batching, const struct paml_op *
         }
     }
     return hash;
+}
+
+/* Thread: any; the op's owner. GIL: any. Locks: none. */
+uint64_t
+paml_batch_cost_key(const struct paml_batching *batching, const struct paml_op *op)
+{
+    return paml_batch_cost_key_at(batching, op, op->lengths);
+}
+
+/* Thread: worker. Locks: none. */
+uint64_t
+paml_batch_cost_key_of(const struct paml_batching *batching,
+                       const struct paml_slice *slices, uint32_t n)
+{
+    int64_t longest[PAML_PADDED_MOST];
+
+    if (n == 1 || batching->n_padded == 0) {
+        return paml_batch_cost_key(batching, slices[0].op);
+    }
+    memcpy(longest, slices[0].op->lengths, sizeof(longest));
+    for (uint32_t i = 1; i < n; i++) {
+        for (uint32_t k = 0; k < batching->n_padded; k++) {
+            int64_t length = slices[i].op->lengths[k];
+            longest[k] = length > longest[k] ? length : longest[k];
+        }
+    }
+    return paml_batch_cost_key_at(batching, slices[0].op, longest);
 }
 
 /* Thread: any; the op's owner. GIL: any. Locks: none. */

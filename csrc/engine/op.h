@@ -90,6 +90,14 @@ paml_op_set_state(struct paml_op *op, enum paml_op_state state)
     atomic_store_explicit(&op->state, state, memory_order_relaxed);
 }
 
+/* What it counts for in a queue: its rows. One without takes a place all the same, or
+   there would be no bound to how many of them wait. */
+static inline int64_t
+paml_op_places(const struct paml_op *op)
+{
+    return op->rows > 0 ? op->rows : 1;
+}
+
 void paml_op_init(struct paml_op *op, struct paml_mailbox *mailbox);
 /* Ends a run badly: code and a copy of the message. Thread: the op's owner. */
 void paml_op_fail(struct paml_op *op, int code, const char *message);

@@ -43,16 +43,16 @@ count_run(struct paml_worker *worker, int64_t rows, uint32_t requests)
     paml_count(&stats->requests, requests);
 }
 
-/* The backend's run of those slices, timed and counted. PAML_STOPPED: it gave nothing,
-   as nobody wants it any more: answer_late() has the answer for each of them. */
+/* The backend's run of those slices, timed and counted; `slices`: of what, there are
+   `requests`. PAML_STOPPED: it gave nothing, as nobody wants it any more: answer_late()
+   has the answer for each of them. */
 static int
 timed_run(struct serving *serving, struct paml_run *run,
-          const struct paml_slice *slices, uint32_t requests, int64_t rows)
+          const struct paml_slice *slices, int64_t rows, uint32_t requests)
 {
     struct paml_worker *worker = serving->worker;
     struct paml_model *model = worker->model;
     struct paml_worker_stats *stats = &worker->stats;
-    const struct paml_op *first = slices[0].op;
     bool stoppable = paml_backend_can_stop(model->backend), stopped = false;
     int64_t begun, ended;
     int code;
@@ -87,7 +87,8 @@ timed_run(struct serving *serving, struct paml_run *run,
     }
     if (ended - begun > NOTED_ALWAYS_NS ||
         atomic_load_explicit(&stats->runs, memory_order_relaxed) % NOTED_EVERY == 1) {
-        paml_cost_observe(&worker->cost, paml_batch_cost_key(serving->batching, first),
+        paml_cost_observe(&worker->cost,
+                          paml_batch_cost_key_of(serving->batching, slices, requests),
                           rows > 0 ? rows : 1, ended - begun);
     }
     return code;
@@ -215,14 +216,15 @@ deliver(struct serving *serving, struct job *job, struct paml_slice *slice)
 static void run_slices(struct serving *serving, struct paml_slice *slices,
                        struct job **jobs, uint32_t n);
 
-/* Again in two parts: by rows where memory ran out, else by requests. */
+/* In two parts, of which the first has `half` rows, or, where that is 0, half of the
+   requests. */
 static void
 run_halves(struct serving *serving, struct paml_slice *slices, struct job **jobs,
-           uint32_t n, int64_t rows, bool by_rows)
+           uint32_t n, int64_t half)
 {
     struct paml_slice *second = malloc((n + 1) * sizeof(*second));
     struct job **second_jobs = malloc((n + 1) * sizeof(struct job *));
-    int64_t half = rows / 2, before = 0;
+    int64_t before = 0;
     uint32_t cut = n / 2, rest = 0;
 
     if (second == NULL || second_jobs == NULL) {
@@ -231,7 +233,7 @@ run_halves(struct serving *serving, struct paml_slice *slices, struct job **jobs
         }
         goto done;
     }
-    if (by_rows) {
+    if (half > 0) {
         for (cut = 0; before + (slices[cut].to - slices[cut].from) <= half; cut++) {
             before += slices[cut].to - slices[cut].from;
         }
@@ -272,6 +274,17 @@ keep_wanted(struct serving *serving, struct paml_slice *slices, struct job **job
     return kept;
 }
 
+/* How many rows a run of those may have, as far as is known by now. */
+static int64_t
+rows_of_a_run(const struct serving *serving, const struct paml_slice *slices,
+              uint32_t n)
+{
+    int64_t cap = paml_cost_cap(&serving->worker->cost,
+                                paml_batch_cost_key_of(serving->batching, slices, n));
+
+    return cap < serving->batching->max_rows ? cap : serving->batching->max_rows;
+}
+
 /* One run for all of them, or as many as it takes. */
 static void
 run_slices(struct serving *serving, struct paml_slice *slices, struct job **jobs,
@@ -281,7 +294,7 @@ run_slices(struct serving *serving, struct paml_slice *slices, struct job **jobs
     struct paml_batcher *batcher = &worker->batcher;
     struct paml_outputs whole;
     struct paml_run run = {.outputs = &whole};
-    int64_t rows = 0;
+    int64_t rows = 0, most;
     bool ran = false;
     int code;
 
@@ -291,6 +304,15 @@ run_slices(struct serving *serving, struct paml_slice *slices, struct job **jobs
     }
     for (uint32_t i = 0; i < n; i++) {
         rows += slices[i].to - slices[i].from;
+    }
+    most = rows_of_a_run(serving, slices, n);
+    if (rows > most) {
+        /* What they were chosen by didn't know the cap: as many times that as it takes,
+           and half of these first. */
+        run_halves(serving, slices, jobs, n, ((rows - 1) / most + 1) / 2 * most);
+        return;
+    }
+    for (uint32_t i = 0; i < n; i++) {
         if (slices[i].op->session != NULL) {
             paml_session_lend(slices[i].op);
         }
@@ -300,7 +322,7 @@ run_slices(struct serving *serving, struct paml_slice *slices, struct job **jobs
         paml_batch_gather(batcher, serving->batching, slices, n, &run, serving->error);
     if (code == PAML_OK) {
         run.deadline_ns = n == 1 ? jobs[0]->op->deadline_ns : 0;
-        code = timed_run(serving, &run, slices, n, rows);
+        code = timed_run(serving, &run, slices, rows, n);
         ran = true;
         paml_count(&worker->stats.cells, (uint64_t)batcher->cells);
         paml_count(&worker->stats.real_cells, (uint64_t)batcher->real_cells);
@@ -322,25 +344,15 @@ run_slices(struct serving *serving, struct paml_slice *slices, struct job **jobs
         keep_wanted(serving, slices, jobs, n); /* none is */
     } else if (code == PAML_ERR_MEMORY && rows > 1) {
         paml_cost_out_of_memory(
-            &worker->cost, paml_batch_cost_key(serving->batching, slices[0].op), rows);
-        run_halves(serving, slices, jobs, n, rows, true);
+            &worker->cost, paml_batch_cost_key_of(serving->batching, slices, n), rows);
+        run_halves(serving, slices, jobs, n, rows / 2);
     } else if (ran && n > 1) {
-        run_halves(serving, slices, jobs, n, rows, false);
+        run_halves(serving, slices, jobs, n, 0);
     } else {
         for (uint32_t i = 0; i < n; i++) {
             answer_failed(serving, jobs[i], code, serving->error->message);
         }
     }
-}
-
-/* How many rows a run of such ops may have, as far as is known by now. */
-static int64_t
-rows_of_a_run(const struct serving *serving, const struct paml_op *op)
-{
-    int64_t cap = paml_cost_cap(&serving->worker->cost,
-                                paml_batch_cost_key(serving->batching, op));
-
-    return cap < serving->batching->max_rows ? cap : serving->batching->max_rows;
 }
 
 /* A request of more rows than a run may have, slice by slice. */
@@ -351,7 +363,7 @@ run_in_slices(struct serving *serving, struct job *job)
 
     while (!job->answered && slice.from < job->op->rows) {
         int64_t left = job->op->rows - slice.from, to;
-        int64_t max_rows = rows_of_a_run(serving, job->op); /* slices teach it */
+        int64_t max_rows = rows_of_a_run(serving, &slice, 1); /* slices teach it */
         to = slice.from + (left < max_rows ? left : max_rows);
         slice.to = to;
         run_slices(serving, &slice, &job, 1);
@@ -392,7 +404,7 @@ serve_step(struct serving *serving, struct job *job)
 {
     struct paml_op *op = job->op;
     struct paml_steps *steps = op->steps;
-    struct paml_slice slice = {.op = op, .to = 1};
+    const struct paml_slice slice = {.op = op, .to = 1};
     struct paml_run run = {.inputs = op->inputs,
                            .n_inputs = op->n_inputs,
                            .n_arguments = op->n_arguments,
@@ -408,6 +420,12 @@ serve_step(struct serving *serving, struct job *job)
     }
     paml_steps_prepare(steps, op);
     code = timed_run(serving, &run, &slice, 1, 1);
+    if (code == PAML_STOPPED) {
+        paml_outputs_clear(&op->outputs);
+        tell_watcher(serving, steps, true);
+        answer(serving, job); /* nobody listens */
+        return;
+    }
     if (code == PAML_OK) {
         code = paml_steps_note(steps, &op->outputs, serving->error);
     }
@@ -433,7 +451,7 @@ static void
 serve_alone(struct serving *serving, struct job *job)
 {
     struct paml_op *op = job->op;
-    struct paml_slice slice = {.op = op, .to = op->rows};
+    const struct paml_slice slice = {.op = op, .to = 1};
     struct paml_run run = {.inputs = op->inputs,
                            .n_inputs = op->n_inputs,
                            .n_arguments = op->n_arguments,
@@ -484,7 +502,7 @@ serve_together(struct serving *serving, struct paml_batch *batch)
             slices[i].from = 0;
             slices[i].to = batch->ops[i]->rows;
         }
-        if (n == 1 && jobs[0].op->rows > rows_of_a_run(serving, jobs[0].op)) {
+        if (n == 1 && slices[0].to > rows_of_a_run(serving, slices, 1)) {
             run_in_slices(serving, &jobs[0]);
         } else {
             run_slices(serving, slices, pointers, n);

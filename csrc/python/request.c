@@ -224,6 +224,25 @@ paml_request_give_up(struct paml_request *request, int code)
     Py_DECREF(future);
 }
 
+/* Thread: the loop's. GIL: held. Locks: the queue's, briefly. */
+int
+paml_request_withdraw(FutureObj *future)
+{
+    struct paml_request *request = future->request;
+
+    if (request == NULL || future->status != FUTURE_PENDING || paml_threads_forked() ||
+        !request->kind->remove(request)) {
+        return 0;
+    }
+    future->request = NULL;
+    if (request->kind->given_up != NULL) {
+        request->kind->given_up(request, PAML_OK);
+    }
+    request_land(request);
+    paml_request_free(request);
+    return 1;
+}
+
 void
 paml_request_abandon(FutureObj *future)
 {

@@ -37,7 +37,7 @@ def capsule() -> Any:
         if _capsule is None:
             from . import _onnxruntime
 
-            path = _library()
+            path = library()
             # Wheels from 1.29 on otherwise keep a database in the user's cache folder
             # and a thread that sends what is in it; asked later they only stop adding.
             os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -49,7 +49,8 @@ def capsule() -> Any:
         return _capsule
 
 
-def _library() -> Path:
+def library() -> Path:
+    """The library's file. Raises `LoadError`."""
     if named := os.environ.get("PYASYNCML_ONNXRUNTIME"):
         return Path(named)
     try:

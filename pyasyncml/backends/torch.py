@@ -42,12 +42,27 @@ def capsule() -> Any:
 
     Raises `LoadError` where torch or a compiler is missing.
     """
+    return _native().capsule
+
+
+def graph(description: Any, keep: Any) -> Any:
+    """A graph as `pyasyncml.export` describes it, as the options of a model.
+
+    `keep` lives as long as anything that runs the graph. Raises `LoadError`.
+    """
+    try:
+        return _native().graph(description, keep)
+    except ValueError as error:
+        raise LoadError(str(error)) from None
+
+
+def _native() -> ModuleType:
     with _lock:
         module = sys.modules.get(_MODULE)
         if module is None:
             torch = _require_torch()
             module = _import(_build(torch, force=False), torch)
-        return module.capsule
+        return module
 
 
 def build(force: bool = False) -> Path:
