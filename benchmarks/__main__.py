@@ -18,6 +18,7 @@ SUITES = {
     "batching": suites.batching_suite,
     "overload": suites.overload_suite,
     "onnx": suites.onnx_suite,
+    "tensorflow": suites.tensorflow_suite,
     "text": suites.text_suite,
     "streams": suites.streams_suite,
     "train": suites.train_suite,

@@ -20,6 +20,7 @@ from . import (
     load,
     minilm,
     overload,
+    savedmodels,
     streams,
     text,
     train,
@@ -338,6 +339,43 @@ async def graph_suite(results: Results, plan: Plan) -> None:
                 for in_flight in graph.IN_FLIGHT:
                     await stage.closed(turn, in_flight)
             await stage.close()
+
+
+async def tensorflow_suite(results: Results, plan: Plan) -> None:
+    if missing := savedmodels.missing():
+        say(f"tensorflow: skipped, for want of {', '.join(missing)}")
+        return
+    import numpy as np
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for model, function in savedmodels.write(folder).items():
+            say(model)
+            x = np.ones(savedmodels.SHAPES[model], np.float32)
+            one, two = (
+                Stage(
+                    results,
+                    plan,
+                    savedmodels.workload(model, folder, function, x, instances),
+                )
+                for instances in (1, 2)
+            )
+            expected = one.workload.run(x)
+            with floors.TensorflowLoop(folder / model, x, folder, expected) as loop:
+                for stage in (one, two):
+                    await stage.open(savedmodels.starters())
+                for turn in range(plan.rounds):
+                    for threads in (1, 2):
+                        run = loop.ask("plain", threads, plan.seconds)
+                        one.floor(threads, run, "C loop")
+                    run = loop.ask("backend", 1, plan.seconds)
+                    one.floor(1, run, "backend in a C loop")
+                    for in_flight in (1, 64):
+                        await one.closed(turn, in_flight)
+                    await two.closed(turn, 64)
+                    await one.idle()
+                for stage in (two, one):
+                    await stage.close()
 
 
 async def text_suite(results: Results, plan: Plan) -> None:

@@ -566,18 +566,6 @@ class Body:
         raise _UnknownOperand(f"an argument of type {type(value).__name__}")
 
 
-def _without_dropout(op: torch._ops.OpOverload, node: fx.Node) -> bool:
-    """Attention that could drop some of it, and doesn't."""
-    for argument, value in zip(op._schema.arguments, node.args, strict=False):
-        if argument.name == "dropout_p":
-            return bool(value == 0)
-    return any(
-        argument.name == "dropout_p"
-        and node.kwargs.get("dropout_p", argument.default_value) == 0
-        for argument in op._schema.arguments
-    )
-
-
 def _items(value: Any) -> Sequence[Any]:
     assert isinstance(value, (list, tuple))
     return value
