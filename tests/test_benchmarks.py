@@ -24,6 +24,7 @@ from benchmarks.contenders import (
     bridge,
     greedy,
     nothing_to_close,
+    servers,
     starters,
 )
 from benchmarks.figures import figures
@@ -185,7 +186,7 @@ def test_the_text_suite_measures_every_batcher_or_says_what_it_lacks(
 ) -> None:
     pytest.importorskip("torch")
     results, _ = smoke("text", tmp_path)
-    everyone = set() if minilm.missing() else set(batchers())
+    everyone = set() if minilm.missing() else {*batchers(), *servers(print)}
     for mode in ("closed", "open"):
         cells = [cell for cell in results.cells if cell.mode == mode]
         assert {cell.contender for cell in cells} == everyone
