@@ -27,7 +27,7 @@ from training_nets import (  # noqa: E402
     twins,
 )
 
-from pyasyncml import InputError, LoadError  # noqa: E402
+from pyasyncml import InputError, LoadError, Trainer  # noqa: E402
 from pyasyncml.export._lower import lower, make_graph_model  # noqa: E402
 from pyasyncml.training._schedule import Schedule  # noqa: E402
 from pyasyncml.training._torch_step import trace_step  # noqa: E402
@@ -615,12 +615,49 @@ def test_changes_under_way_that_the_graph_does_not_know():
     optimizer.param_groups[0]["lr"] = 1.0
     assert not step.refresh()
     optimizer.param_groups[0]["eps"] = 1.0
-    with pytest.raises(ValueError, match="'eps' of parameter group 0 changed"):
+    module[2].eval()
+    module[3].bias.requires_grad_(False)
+    changed = (
+        "optimizer: 'eps' of parameter group 0, the mode of '2', "
+        "requires_grad of '3.bias' changed"
+    )
+    assert step.outdated() == changed
+    with pytest.raises(ValueError, match="changed since the step was traced"):
         step.refresh()
     optimizer.param_groups[0]["eps"] = 1e-8
+    module.train().requires_grad_()
+    assert not step.outdated()
     module[0].weight.data = module[0].weight.data.clone()
     assert step.refresh()
     assert not step.refresh()
     module[0].weight.data = torch.zeros(16, 9)
     with pytest.raises(ValueError, match=r"float32\[16, 9\]|is \[16, 8\]"):
         step.refresh()
+
+
+def test_a_trainer_follows_what_is_changed_between_two_runs():
+    ours, theirs, data = twins("mlp with dropout", OPTIMIZERS["AdamW"])
+
+    async def main():
+        trainer = Trainer(
+            ours[0], loss=nn.CrossEntropyLoss(), optimizer=ours[1], seed=7
+        )
+        losses = []
+        for batch in batches(8, *data, last=32):
+            losses.append((await trainer.step(*batch))["loss"])
+            if len(losses) == 4:
+                ours[0].eval()
+                ours[1].param_groups[0]["weight_decay"] = 0.5
+        await trainer.close()
+        return losses
+
+    got = asyncio.run(main())
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        parts = list(batches(8, *data, last=32))
+        expected = torch_loop(*theirs, iter(parts[:4]))
+        theirs[0].eval()
+        theirs[1].param_groups[0]["weight_decay"] = 0.5
+        expected += torch_loop(*theirs, iter(parts[4:]))
+    assert got == expected
+    assert_same(ours, theirs)
