@@ -15,6 +15,7 @@ pytestmark = pytest.mark.torch
 
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
+from torch.utils.checkpoint import checkpoint  # noqa: E402
 from training_nets import (  # noqa: E402
     NETS,
     batches,
@@ -232,6 +233,98 @@ def test_modules_of_many_kinds(kind):
         assert got == pytest.approx(expected, rel=1e-6)
         return
     assert got == expected
+    assert_same(ours, theirs)
+
+
+class Clamp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return 2 * gradient * (x > 0)
+
+
+class Layers(nn.Sequential):
+    """Layers one after the other, the rows as a whole given to each function."""
+
+    def forward(self, x):
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+class Calls(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+WEIGHTS = torch.tensor([1.0, 2.0, 3.0, 4.0])
+KINDS = {
+    "own backward": lambda: Layers(nn.Linear(8, 4), Calls(Clamp.apply)),
+    "norms": lambda: Layers(
+        Calls(lambda x: x[:, None]),
+        nn.Conv1d(1, 4, 3, padding=1),
+        nn.GroupNorm(2, 4),
+        nn.InstanceNorm1d(4, affine=True, track_running_stats=True),
+        nn.Flatten(),
+        nn.Linear(32, 4),
+    ),
+    "channels last": lambda: Layers(
+        Calls(lambda x: x.view(-1, 2, 2, 2).to(memory_format=torch.channels_last)),
+        nn.Conv2d(2, 6, 2, padding=1),
+        nn.BatchNorm2d(6),
+        nn.Conv2d(6, 4, 3, groups=2),
+        nn.Flatten(),
+    ).to(memory_format=torch.channels_last),
+    "recomputed": lambda: Layers(
+        Calls(lambda x: checkpoint(torch.sin, x.requires_grad_(), use_reentrant=False)),
+        nn.Linear(8, 4),
+    ),
+    "embedding": lambda: Layers(
+        Calls(lambda x: x.mul(8).long().clamp(-9, 9).add(9)),
+        nn.Embedding(19, 8, padding_idx=3, max_norm=1.0),
+        Calls(lambda x: x.mean(1)),
+        nn.Linear(8, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("fused", [True, None], ids=["fused", "default"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_of_many_kinds_are_bit_equal_to_pytorch(kind, fused):
+    torch.manual_seed(0)
+    net = KINDS[kind]()
+    other = copy.deepcopy(net)
+    loss = nn.CrossEntropyLoss(weight=WEIGHTS, label_smoothing=0.1)
+    data = make("mlp")[1:]
+    ours = net, torch.optim.Adam(net.parameters(), lr=0.01, fused=fused)
+    theirs = other, torch.optim.Adam(other.parameters(), lr=0.01, fused=fused)
+    assert run_steps(trace(*ours, data, loss=loss), batches(6, *data)) == torch_loop(
+        *theirs, batches(6, *data), loss=loss
+    )
+    assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes_and_tensors_that_the_loss_holds_on_to(dtype):
+    def loss(output, y):
+        return F.cross_entropy(output, y, weight=WEIGHTS.to(dtype))
+
+    ours, theirs, (x, y) = twins("mlp", OPTIMIZERS["Adam"])
+    for net in (ours[0], theirs[0]):
+        net.to(dtype)
+    data = x.to(dtype), y
+    assert run_steps(trace(*ours, data, loss=loss), batches(6, *data)) == torch_loop(
+        *theirs, batches(6, *data), loss=loss
+    )
     assert_same(ours, theirs)
 
 
@@ -571,6 +664,9 @@ def test_optimizers_that_are_not_supported():
     both = "SGD, Adam, AdamW, RMSprop, Adagrad"
     refused(TypeError, both, module, optimizer=torch.optim.Adamax(parameters))
     refused(TypeError, both, module, optimizer=Mine(parameters))
+    sparse = nn.Sequential(nn.EmbeddingBag(50, 4, sparse=True))
+    bags = torch.randint(50, (32, 6)), torch.randint(4, (32,))
+    refused(TypeError, "'0.weight' has a sparse gradient", sparse, data=bags)
     refused(TypeError, "torch.optim optimizer, got str", module, optimizer="adam")
     hooked = torch.optim.SGD(parameters)
     hooked.register_step_post_hook(lambda *_: None)

@@ -159,7 +159,10 @@ class TracedStep:
         """What has changed that is part of the graph, in words; empty: nothing. The
         optimizer's hyperparameters other than those in `varying`, which modules are in
         training mode, which parameters require a gradient."""
-        before = self._request.settings
+        request = self._request
+        if request.quickly() == request.quickly_then:
+            return ""
+        before = request.settings
         now = _settings(self._request.pair, self.optimizer, self._request.varying)
         changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         return ", ".join(changed[:5]) + " changed" if changed else ""
@@ -263,7 +266,7 @@ def trace_step(
         ],
         grows=dynamic_batch,
     )
-    request.settings = _settings(pair, optimizer, request.varying)
+    request.settle()
     return request.trace()
 
 
@@ -297,6 +300,29 @@ class _Request:
     dynamic: list[frozenset[int]]
     grows: bool
     settings: dict[str, Any] = field(default_factory=dict)
+    quickly_then: Any = None
+    _modules: list[torch.nn.Module] = field(default_factory=list)
+
+    def settle(self) -> None:
+        """Notes what everything is set to."""
+        self.settings = _settings(self.pair, self.optimizer, self.varying)
+        self._modules = list(self.pair.whole.modules())[1:]
+        self.quickly_then = self.quickly()
+
+    def quickly(self) -> Any:
+        """The same as `settings`, for comparison alone."""
+        groups = self.optimizer.param_groups
+        return (
+            [module.training for module in self._modules],
+            [
+                parameter.requires_grad
+                for module in self._modules
+                for parameter in module._parameters.values()
+                if parameter is not None
+            ],
+            _fixed(self.optimizer, self.varying),
+            [len(group["params"]) for group in groups],
+        )
 
     def again(self, batch: Sequence[Tensor], first: TracedStep) -> TracedStep:
         """A step for a batch of other shapes."""
