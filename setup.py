@@ -89,6 +89,7 @@ def plain_extension(name: str) -> Extension:
         depends=core.depends,
         include_dirs=["csrc/engine", f"csrc/backends/{name}"],
         define_macros=core.define_macros,
+        libraries=["m"],
         extra_compile_args=core.extra_compile_args,
         extra_link_args=core.extra_link_args,
     )

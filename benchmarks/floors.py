@@ -138,6 +138,38 @@ class OnnxLoop:
         self._peer.__exit__(*exception)
 
 
+class TensorflowLoop:
+    """The C loop on a SavedModel, checked to compute what Python computes."""
+
+    def __init__(self, model: Path, x: Any, folder: Path, expected: Any) -> None:
+        from pyasyncml.backends import tensorflow
+
+        inputs = folder / "input"
+        x.tofile(inputs)
+        weighted = expected.ravel().astype(float)
+        self._expected = float(weighted @ range(len(weighted)))
+        self._peer = Peer(
+            [
+                *(str(build.tensorflow_loop()), *map(str, tensorflow.libraries())),
+                *(str(model), str(inputs), *map(str, x.shape)),
+            ]
+        )
+
+    def ask(self, how: str, threads: int, seconds: float) -> Run:
+        """`how`: as native/tensorflow_loop.c says."""
+        run = self._peer.ask(f"{how} {threads} {seconds}")
+        total = self._peer.last["sum"]
+        if abs(total - self._expected) > 1e-3 * max(1.0, abs(self._expected)):
+            raise RuntimeError(f"{total} in C, {self._expected} in Python")
+        return run
+
+    def __enter__(self) -> TensorflowLoop:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._peer.__exit__(*exception)
+
+
 def _library() -> Path:
     from pyasyncml.backends import onnxruntime
 

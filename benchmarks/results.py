@@ -76,6 +76,7 @@ def machine() -> dict[str, Any]:
         "numpy": installed("numpy"),
         "torch": installed("torch"),
         "onnxruntime": installed("onnxruntime"),
+        "tensorflow": installed("tensorflow-cpu") or installed("tensorflow"),
         "switch_interval_s": sys.getswitchinterval(),
     }
 

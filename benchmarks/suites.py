@@ -16,9 +16,11 @@ from . import (
     echo,
     filetypes,
     floors,
+    graph,
     load,
     minilm,
     overload,
+    savedmodels,
     streams,
     text,
     train,
@@ -324,6 +326,58 @@ async def _onnx(
             await stage.close()
 
 
+async def graph_suite(results: Results, plan: Plan) -> None:
+    quick = plan.seconds <= 0.05
+    with tempfile.TemporaryDirectory() as folder:
+        say("compiling")
+        for program in graph.programs(Path(folder), quick):
+            say(program.name)
+            stage = Stage(results, plan, graph.workload(program))
+            await stage.open(graph.contenders(program))
+            for turn in range(plan.rounds):
+                await stage.idle()
+                for in_flight in graph.IN_FLIGHT:
+                    await stage.closed(turn, in_flight)
+            await stage.close()
+
+
+async def tensorflow_suite(results: Results, plan: Plan) -> None:
+    if missing := savedmodels.missing():
+        say(f"tensorflow: skipped, for want of {', '.join(missing)}")
+        return
+    import numpy as np
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for model, function in savedmodels.write(folder).items():
+            say(model)
+            x = np.ones(savedmodels.SHAPES[model], np.float32)
+            one, two = (
+                Stage(
+                    results,
+                    plan,
+                    savedmodels.workload(model, folder, function, x, instances),
+                )
+                for instances in (1, 2)
+            )
+            expected = one.workload.run(x)
+            with floors.TensorflowLoop(folder / model, x, folder, expected) as loop:
+                for stage in (one, two):
+                    await stage.open(savedmodels.starters())
+                for turn in range(plan.rounds):
+                    for threads in (1, 2):
+                        run = loop.ask("plain", threads, plan.seconds)
+                        one.floor(threads, run, "C loop")
+                    run = loop.ask("backend", 1, plan.seconds)
+                    one.floor(1, run, "backend in a C loop")
+                    for in_flight in (1, 64):
+                        await one.closed(turn, in_flight)
+                    await two.closed(turn, 64)
+                    await one.idle()
+                for stage in (two, one):
+                    await stage.close()
+
+
 async def text_suite(results: Results, plan: Plan) -> None:
     if missing := minilm.missing():
         say(f"text: skipped, for want of {', '.join(missing)} (benchmarks/README.md)")
@@ -333,7 +387,7 @@ async def text_suite(results: Results, plan: Plan) -> None:
         say(workload.name)
         plan = replace(plan, seconds=text.SLOWER * plan.seconds)
         stage = Stage(results, plan, replace(workload, x=texts))
-        await stage.open(text.starters())
+        await stage.open(text.starters(say))
         rate = 0
         for turn in range(plan.rounds):
             await stage.closed(turn, text.IN_FLIGHT)

@@ -243,6 +243,7 @@ async def _open_file(
     options: Any = None,
 ) -> Model:
     found = await call(_files.identify, path, backend, sha256)
+    capsule = await call(load_backend, found.partition(".")[0])
     if found == "torch.export":
         from ._load_graph import serve_file
 
@@ -253,7 +254,6 @@ async def _open_file(
         runners = common["instances"] + (1 if common["inline_below"] else 0)
         package = (path, entry, runners)
         return await _open_served(serve_package, package, example, name, common)
-    capsule = await call(load_backend, found)
     model = make_model(
         Model, found, capsule, options, name=name, path=path, entry=entry, **common
     )

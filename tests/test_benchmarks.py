@@ -192,6 +192,21 @@ def test_the_text_suite_measures_every_batcher_or_says_what_it_lacks(
 
 
 @pytest.mark.torch
+def test_the_graph_suite_measures_every_way_of_running_a_module(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("torch")
+    results, text = smoke("graph", tmp_path)
+    closed = [cell for cell in results.cells if cell.mode == "closed"]
+    assert len({cell.contender for cell in closed}) == 6
+    for cell in closed:
+        (run,) = results.cells[cell]
+        assert run.requests >= cell.load, cell
+    for figure in figures(results):
+        assert figure.text in text
+
+
+@pytest.mark.torch
 def test_the_streams_suite_counts_for_everyone_what_was_kept_up_with(
     tmp_path: Path,
 ) -> None:

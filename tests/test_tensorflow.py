@@ -1,4 +1,4 @@
-"""SavedModels through `pyasyncml.load`: what goes in and out, and what is refused."""
+"""SavedModels through `pyasyncml.load`: what goes in, comes out, and is refused."""
 
 from __future__ import annotations
 

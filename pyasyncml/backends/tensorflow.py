@@ -36,8 +36,7 @@ def capsule() -> Any:
     native = _import_native()
     with _lock:
         if not _opened:
-            folder = _find_library()
-            native.open_library(folder / _LIBRARY, folder / _FRAMEWORK)
+            native.open_library(*libraries())
             _opened = True
         return native.capsule
 
@@ -46,7 +45,8 @@ def _import_native() -> ModuleType:
     return importlib.import_module(f"{__package__}._tensorflow")
 
 
-def _find_library() -> Path:
+def libraries() -> tuple[Path, Path]:
+    """TensorFlow's C library, and the one that it needs. Raises `LoadError`."""
     folder = _find_package()
     if folder is None:
         raise LoadError(
@@ -58,7 +58,7 @@ def _find_library() -> Path:
             f"the TensorFlow in {folder} has no {_LIBRARY}: supported are 2.16 and "
             "later versions of 2, as the wheels for Linux have them"
         )
-    return folder
+    return folder / _LIBRARY, folder / _FRAMEWORK
 
 
 def _find_package() -> Path | None:

@@ -56,7 +56,8 @@ def lower(
     without a copy. The others are the inputs, in order; `names` names them, their
     ``meta["val"]`` tells what they must be: dtype, rank, sizes, and which of these are
     equal. Inputs that were plain numbers in the tracing must be the same ones. The
-    outputs are the graph's, in its structure.
+    outputs are those of the graph's output node, in its structure (make_fx flattens
+    what the function returned to a list).
 
     In-place operators on constants write to the tensors given with `mutable`, and to
     each instance's own copies otherwise. After a run `Tensor._version` has gone up for

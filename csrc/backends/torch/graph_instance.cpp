@@ -299,6 +299,28 @@ GraphInstance::call(const struct paml_run &run, bool *saw_device)
     if (queue_ != nullptr && *saw_device) {
         queue_->follow_default_stream();
     }
+    /* Fused optimizers write without counting: Python's check for stale graphs would
+       stay silent. */
+    struct CountVersions {
+        GraphInstance &instance;
+        explicit CountVersions(GraphInstance &of) : instance(of)
+        {
+            for (size_t i = 0; i < instance.written_.size(); i++) {
+                instance.versions_[i] = (uint32_t)instance.written_[i]._version();
+            }
+        }
+        ~CountVersions()
+        {
+            for (size_t i = 0; i < instance.written_.size(); i++) {
+                const at::Tensor &tensor = instance.written_[i];
+                if ((uint32_t)tensor._version() == instance.versions_[i]) {
+                    tensor.unsafeGetTensorImpl()->bump_version();
+                }
+            }
+        }
+    };
+
+    const CountVersions count(*this);
     const Body &program = graph_.bodies[0];
     run_body(program);
     std::vector<c10::IValue> leaves;
@@ -330,31 +352,9 @@ GraphInstance::run(struct paml_run *run)
         }
     } give_back = {*this};
 
-    /* Fused optimizers write without counting: Python's check for stale graphs would
-       stay silent. */
-    struct CountVersions {
-        GraphInstance &instance;
-        explicit CountVersions(GraphInstance &of) : instance(of)
-        {
-            for (size_t i = 0; i < instance.written_.size(); i++) {
-                instance.versions_[i] = (uint32_t)instance.written_[i]._version();
-            }
-        }
-        ~CountVersions()
-        {
-            for (size_t i = 0; i < instance.written_.size(); i++) {
-                const at::Tensor &tensor = instance.written_[i];
-                if ((uint32_t)tensor._version() == instance.versions_[i]) {
-                    tensor.unsafeGetTensorImpl()->bump_version();
-                }
-            }
-        }
-    };
-
     bool saw_device = false;
     c10::IValue result;
     try {
-        const CountVersions count(*this);
         result = call(*run, &saw_device);
     } catch (...) {
         /* The device may still be reading inputs that the caller is about to free. */
