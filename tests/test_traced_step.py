@@ -15,6 +15,7 @@ pytestmark = pytest.mark.torch
 
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
+from torch.utils.checkpoint import checkpoint  # noqa: E402
 from training_nets import (  # noqa: E402
     NETS,
     batches,
@@ -27,7 +28,7 @@ from training_nets import (  # noqa: E402
     twins,
 )
 
-from pyasyncml import InputError, LoadError  # noqa: E402
+from pyasyncml import InputError, LoadError, Trainer  # noqa: E402
 from pyasyncml.export._lower import lower, make_graph_model  # noqa: E402
 from pyasyncml.training._schedule import Schedule  # noqa: E402
 from pyasyncml.training._torch_step import trace_step  # noqa: E402
@@ -232,6 +233,98 @@ def test_modules_of_many_kinds(kind):
         assert got == pytest.approx(expected, rel=1e-6)
         return
     assert got == expected
+    assert_same(ours, theirs)
+
+
+class Clamp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return 2 * gradient * (x > 0)
+
+
+class Layers(nn.Sequential):
+    """Layers one after the other, the rows as a whole given to each function."""
+
+    def forward(self, x):
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+class Calls(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+WEIGHTS = torch.tensor([1.0, 2.0, 3.0, 4.0])
+KINDS = {
+    "own backward": lambda: Layers(nn.Linear(8, 4), Calls(Clamp.apply)),
+    "norms": lambda: Layers(
+        Calls(lambda x: x[:, None]),
+        nn.Conv1d(1, 4, 3, padding=1),
+        nn.GroupNorm(2, 4),
+        nn.InstanceNorm1d(4, affine=True, track_running_stats=True),
+        nn.Flatten(),
+        nn.Linear(32, 4),
+    ),
+    "channels last": lambda: Layers(
+        Calls(lambda x: x.view(-1, 2, 2, 2).to(memory_format=torch.channels_last)),
+        nn.Conv2d(2, 6, 2, padding=1),
+        nn.BatchNorm2d(6),
+        nn.Conv2d(6, 4, 3, groups=2),
+        nn.Flatten(),
+    ).to(memory_format=torch.channels_last),
+    "recomputed": lambda: Layers(
+        Calls(lambda x: checkpoint(torch.sin, x.requires_grad_(), use_reentrant=False)),
+        nn.Linear(8, 4),
+    ),
+    "embedding": lambda: Layers(
+        Calls(lambda x: x.mul(8).long().clamp(-9, 9).add(9)),
+        nn.Embedding(19, 8, padding_idx=3, max_norm=1.0),
+        Calls(lambda x: x.mean(1)),
+        nn.Linear(8, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("fused", [True, None], ids=["fused", "default"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_of_many_kinds_are_bit_equal_to_pytorch(kind, fused):
+    torch.manual_seed(0)
+    net = KINDS[kind]()
+    other = copy.deepcopy(net)
+    loss = nn.CrossEntropyLoss(weight=WEIGHTS, label_smoothing=0.1)
+    data = make("mlp")[1:]
+    ours = net, torch.optim.Adam(net.parameters(), lr=0.01, fused=fused)
+    theirs = other, torch.optim.Adam(other.parameters(), lr=0.01, fused=fused)
+    assert run_steps(trace(*ours, data, loss=loss), batches(6, *data)) == torch_loop(
+        *theirs, batches(6, *data), loss=loss
+    )
+    assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes_and_tensors_that_the_loss_holds_on_to(dtype):
+    def loss(output, y):
+        return F.cross_entropy(output, y, weight=WEIGHTS.to(dtype))
+
+    ours, theirs, (x, y) = twins("mlp", OPTIMIZERS["Adam"])
+    for net in (ours[0], theirs[0]):
+        net.to(dtype)
+    data = x.to(dtype), y
+    assert run_steps(trace(*ours, data, loss=loss), batches(6, *data)) == torch_loop(
+        *theirs, batches(6, *data), loss=loss
+    )
     assert_same(ours, theirs)
 
 
@@ -571,6 +664,9 @@ def test_optimizers_that_are_not_supported():
     both = "SGD, Adam, AdamW, RMSprop, Adagrad"
     refused(TypeError, both, module, optimizer=torch.optim.Adamax(parameters))
     refused(TypeError, both, module, optimizer=Mine(parameters))
+    sparse = nn.Sequential(nn.EmbeddingBag(50, 4, sparse=True))
+    bags = torch.randint(50, (32, 6)), torch.randint(4, (32,))
+    refused(TypeError, "'0.weight' has a sparse gradient", sparse, data=bags)
     refused(TypeError, "torch.optim optimizer, got str", module, optimizer="adam")
     hooked = torch.optim.SGD(parameters)
     hooked.register_step_post_hook(lambda *_: None)
@@ -615,12 +711,49 @@ def test_changes_under_way_that_the_graph_does_not_know():
     optimizer.param_groups[0]["lr"] = 1.0
     assert not step.refresh()
     optimizer.param_groups[0]["eps"] = 1.0
-    with pytest.raises(ValueError, match="'eps' of parameter group 0 changed"):
+    module[2].eval()
+    module[3].bias.requires_grad_(False)
+    changed = (
+        "optimizer: 'eps' of parameter group 0, the mode of '2', "
+        "requires_grad of '3.bias' changed"
+    )
+    assert step.outdated() == changed
+    with pytest.raises(ValueError, match="changed since the step was traced"):
         step.refresh()
     optimizer.param_groups[0]["eps"] = 1e-8
+    module.train().requires_grad_()
+    assert not step.outdated()
     module[0].weight.data = module[0].weight.data.clone()
     assert step.refresh()
     assert not step.refresh()
     module[0].weight.data = torch.zeros(16, 9)
     with pytest.raises(ValueError, match=r"float32\[16, 9\]|is \[16, 8\]"):
         step.refresh()
+
+
+def test_a_trainer_follows_what_is_changed_between_two_runs():
+    ours, theirs, data = twins("mlp with dropout", OPTIMIZERS["AdamW"])
+
+    async def main():
+        trainer = Trainer(
+            ours[0], loss=nn.CrossEntropyLoss(), optimizer=ours[1], seed=7
+        )
+        losses = []
+        for batch in batches(8, *data, last=32):
+            losses.append((await trainer.step(*batch))["loss"])
+            if len(losses) == 4:
+                ours[0].eval()
+                ours[1].param_groups[0]["weight_decay"] = 0.5
+        await trainer.close()
+        return losses
+
+    got = asyncio.run(main())
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        parts = list(batches(8, *data, last=32))
+        expected = torch_loop(*theirs, iter(parts[:4]))
+        theirs[0].eval()
+        theirs[1].param_groups[0]["weight_decay"] = 0.5
+        expected += torch_loop(*theirs, iter(parts[4:]))
+    assert got == expected
+    assert_same(ours, theirs)

@@ -493,6 +493,7 @@ class Bucket:
     # Momentum that was made and no step has used yet: SGD's state doesn't tell, and its
     # first step is another.
     unused: list[Tensor] = field(default_factory=list)
+    complete: frozenset[str] | None = None  # the names of the state there has to be
 
     def parameters(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
         group = optimizer.param_groups[self.group]["params"]
@@ -503,9 +504,22 @@ class Bucket:
         none. Raises `ValueError` where the state that one has doesn't fit."""
         group = optimizer.param_groups[self.group]
         for parameter in self.parameters(optimizer):
+            state = optimizer.state.get(parameter, {})
+            if self.complete is not None and self._fits(state, parameter):
+                continue  # the usual case, quickly
             made = initialise(optimizer, self.rule, group, parameter)
             if not self.rule.counts:
                 self.unused += made
+            if self.complete is None:
+                self.complete = frozenset(self.rule.state(parameter, group))
+
+    def _fits(self, state: Mapping[str, Any], parameter: Tensor) -> bool:
+        assert self.complete is not None
+        for name in self.complete:
+            held = state.get(name)
+            if held is None or (name != "step" and held.shape != parameter.shape):
+                return False
+        return True
 
     def taken(self, optimizer: torch.optim.Optimizer) -> int:
         """How many steps its parameters have taken. SGD doesn't count: 1 after the
@@ -565,11 +579,13 @@ def initialise(
             state[name] = fresh
             made.append(fresh)
         elif name != "step" and (
-            held.shape != fresh.shape or held.device != fresh.device
+            held.shape != fresh.shape
+            or held.dtype != fresh.dtype
+            or held.device != fresh.device
         ):
             raise ValueError(
-                f"optimizer: the state {name!r} of a parameter is "
-                f"{list(held.shape)} on {held.device}, the parameter "
+                f"optimizer: the state {name!r} of a parameter is {held.dtype}"
+                f"{list(held.shape)} on {held.device}, the parameter {fresh.dtype}"
                 f"{list(fresh.shape)} on {fresh.device}; was the parameter changed "
                 "after the optimizer was made or loaded?"
             )

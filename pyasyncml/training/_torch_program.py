@@ -126,6 +126,9 @@ class TorchProgram:
             await self._close_models()
             self._first = None
             self._kinds = kinds
+        elif idle and self._first is not None and self._first.outdated():
+            await self._close_models()
+            self._first = None
         if self._first is None:
             await detach_models(self._module)
             self._first = await call(

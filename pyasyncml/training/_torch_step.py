@@ -125,25 +125,11 @@ class TracedStep:
         Returns whether something has to be bound anew (`bound` is then up to date): a
         state_dict was loaded into the optimizer, or parameters were replaced. Raises
         `ValueError` where the graph no longer fits: a parameter changed its size or
-        dtype, or a hyperparameter that is part of the graph changed. Trace again then.
+        dtype, or it is `outdated`. Trace again then.
         """
-        request = self._request
-        owners = _Owners(request.pair, self.optimizer)
-        baked = self.fixed(self.optimizer)
-        if baked != request.baked_then:
-            changed = [
-                f"{key!r} of parameter group {i}"
-                for i, (now, then) in enumerate(
-                    zip(baked, request.baked_then, strict=False)
-                )
-                for key in now
-                if now[key] != then.get(key)
-            ]
-            raise ValueError(
-                "optimizer: "
-                + (", ".join(changed) or "its parameter groups")
-                + " changed since the step was traced; learning rates may"
-            )
+        if changed := self.outdated():
+            raise ValueError(f"{changed} since the step was traced: trace it again")
+        owners = _Owners(self._request.pair, self.optimizer)
         for bucket in self.buckets:
             bucket.initialise(self.optimizer)
             bucket.taken(self.optimizer)
@@ -168,6 +154,18 @@ class TracedStep:
         for step in self._variants:
             stale = step.refresh() or stale
         return stale
+
+    def outdated(self) -> str:
+        """What has changed that is part of the graph, in words; empty: nothing. The
+        optimizer's hyperparameters other than those in `varying`, which modules are in
+        training mode, which parameters require a gradient."""
+        request = self._request
+        if request.quickly() == request.quickly_then:
+            return ""
+        before = request.settings
+        now = _settings(self._request.pair, self.optimizer, self._request.varying)
+        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        return ", ".join(changed[:5]) + " changed" if changed else ""
 
     def fixed(self, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
         """What an optimizer's groups are set to, as far as it is part of the graph."""
@@ -260,7 +258,7 @@ def trace_step(
         batch=batch,
         clip_norm=clip_norm,
         accumulate=accumulate,
-        autocast=_autocast(autocast),
+        autocast=_autocast(autocast, pair),
         generator=generator,
         varying=varying | {"lr"},
         dynamic=[
@@ -268,7 +266,7 @@ def trace_step(
         ],
         grows=dynamic_batch,
     )
-    request.baked_then = _fixed(optimizer, request.varying)
+    request.settle()
     return request.trace()
 
 
@@ -301,7 +299,30 @@ class _Request:
     varying: frozenset[str]
     dynamic: list[frozenset[int]]
     grows: bool
-    baked_then: list[dict[str, Any]] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    quickly_then: Any = None
+    _modules: list[torch.nn.Module] = field(default_factory=list)
+
+    def settle(self) -> None:
+        """Notes what everything is set to."""
+        self.settings = _settings(self.pair, self.optimizer, self.varying)
+        self._modules = list(self.pair.whole.modules())[1:]
+        self.quickly_then = self.quickly()
+
+    def quickly(self) -> Any:
+        """The same as `settings`, for comparison alone."""
+        groups = self.optimizer.param_groups
+        return (
+            [module.training for module in self._modules],
+            [
+                parameter.requires_grad
+                for module in self._modules
+                for parameter in module._parameters.values()
+                if parameter is not None
+            ],
+            _fixed(self.optimizer, self.varying),
+            [len(group["params"]) for group in groups],
+        )
 
     def again(self, batch: Sequence[Tensor], first: TracedStep) -> TracedStep:
         """A step for a batch of other shapes."""
@@ -403,6 +424,24 @@ class _Request:
         if not found:
             raise ValueError("optimizer: none of its parameters has a gradient")
         return list(found.values())
+
+
+def _settings(
+    pair: Pair, optimizer: torch.optim.Optimizer, varying: frozenset[str]
+) -> dict[str, Any]:
+    """All that is part of the graph and that people change, by what they call it."""
+    settings: dict[str, Any] = {}
+    for i, group in enumerate(_fixed(optimizer, varying)):
+        for key, value in group.items():
+            settings[f"optimizer: {key!r} of parameter group {i}"] = value
+    for i, group in enumerate(optimizer.param_groups):
+        settings[f"optimizer: the parameters of group {i}"] = len(group["params"])
+    for path, part in pair.whole.named_modules():
+        if path:
+            settings[f"the mode of {Pair.name(path)!r}"] = part.training
+    for name, parameter in pair.parameters().items():
+        settings[f"requires_grad of {Pair.name(name)!r}"] = parameter.requires_grad
+    return settings
 
 
 def _fixed(
@@ -640,7 +679,7 @@ class _Builder:
 
 
 def _autocast(
-    given: torch.dtype | torch.autocast | None,
+    given: torch.dtype | torch.autocast | None, pair: Pair
 ) -> Callable[[], contextlib.AbstractContextManager[Any]]:
     import torch
 
@@ -651,7 +690,8 @@ def _autocast(
             return contextlib.nullcontext
         kind, dtype = given.device, given.fast_dtype
     elif isinstance(given, torch.dtype):
-        kind, dtype = "cpu", given
+        first = next(iter(pair.parameters().values()))
+        kind, dtype = first.device.type, given
     else:
         raise TypeError(
             "autocast: expected a dtype or a torch.autocast, "

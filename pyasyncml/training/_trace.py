@@ -292,7 +292,12 @@ def trace(
             *gradients.values(),
         ]
 
-    with _explained(batch), _unchanged(pair.whole), _without_mkldnn_lstm(pair.whole):
+    with (
+        _explained(batch),
+        _unchanged(pair.whole),
+        _without_mkldnn_lstm(pair.whole),
+        _uncompiled(pair.whole),
+    ):
         traced = make_fx(passes, tracing_mode="real", _allow_non_fake_inputs=True)(
             *inputs, *fakes.values(), *fake_buffers.values()
         )
@@ -420,6 +425,22 @@ def _without_mkldnn_lstm(module: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         torch._C._set_mkldnn_enabled(enabled)
+
+
+@contextlib.contextmanager
+def _uncompiled(module: torch.nn.Module) -> Iterator[None]:
+    """What torch.compile made is traced as it was before."""
+    if all(type(part).__name__ != "OptimizedModule" for part in module.modules()):
+        yield
+        return
+    import torch._dynamo.config as dynamo
+
+    refuses = dynamo.error_on_nested_fx_trace
+    dynamo.error_on_nested_fx_trace = False
+    try:
+        yield
+    finally:
+        dynamo.error_on_nested_fx_trace = refuses
 
 
 @contextlib.contextmanager
