@@ -74,10 +74,10 @@ def load(
     """Load a model: ``await load(...)``, or ``async with load(...) as model``.
 
     `source`: a file, whose format is found from its content (TorchScript archives,
-    `.pt2` programs of torch.export, ONNX models), or a live `torch.nn.Module` or other callable.
-    Reading, building and warming up happen on a worker, while the loop goes on; the
-    first use of a framework in a process imports its library, which may hold the GIL
-    for some milliseconds.
+    `.pt2` programs of torch.export, ONNX models, SavedModel folders), or a live
+    `torch.nn.Module` or other callable. Reading, building and warming up happen on a
+    worker, while the loop goes on; the first use of a framework in a process imports
+    its library, which may hold the GIL for some milliseconds.
 
     A live module with example `inputs` is exported, in the mode (train or eval) it is
     in, and runs without Python from then on, over its own weights: what is written to
@@ -98,7 +98,7 @@ def load(
     `queue`: the bound, see `Queue`. `inline_below`: seconds; a request that finds the
     model idle, and whose kind has been taking less than this lately, runs at once in
     the caller, whose loop it blocks for that long; 0, the default: none does.
-    `backend`: "torch", "onnx" or "python", where the content doesn't tell. `sha256`:
+    `backend`: "torch", "onnx", "tensorflow" or "python", where the content doesn't tell. `sha256`:
     the file's checksum in hex; without it, a file of the same name with ".sha256" added
     is looked for. `name`: what errors and stats call it.
 
