@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import filetypes, overload, savedmodels, streams
+from . import filetypes, graph, overload, savedmodels, streams, train
 from .load import Run
 from .models import NATIVE_ROWS as BATCH_ROWS
 from .quantiles import Spread
@@ -121,6 +121,9 @@ class _Reader:
         cells = [cell for cell in self._results.cells if cell.workload == workload]
         return list(dict.fromkeys(cell.contender for cell in cells))
 
+    def workloads(self) -> list[str]:
+        return list(dict.fromkeys(cell.workload for cell in self._results.cells))
+
     def has(self, workload: str) -> bool:
         return any(cell.workload == workload for cell in self._results.cells)
 
@@ -136,6 +139,9 @@ def figures(results: Results) -> list[Figure]:
     for model in ("tiny MLP", "MLP", "transformer"):
         if reader.has(model):
             _model(reader, model)
+    for name in dict.fromkeys(cell.workload for cell in results.cells):
+        if name.endswith(", exported"):
+            _graph(reader, name)
     for model, in_flight, target in (("tiny MLP", 512, 2.0), ("MLP", 64, 1.5)):
         if reader.has(f"{model}, batches"):
             _batches(reader, model, in_flight, target)
@@ -152,6 +158,11 @@ def figures(results: Results) -> list[Figure]:
         _text(reader)
     if reader.has(streams.WORKLOAD):
         _streams(reader)
+    for workload in reader.workloads():
+        if workload.startswith("training "):
+            _train(reader, workload)
+    if reader.has(train.ECHO):
+        _beside_training(reader)
     return reader.figures
 
 
@@ -293,6 +304,24 @@ def _overload(reader: _Reader, workload: str, target: float) -> None:
     reader.add(f"{text}, rows waiting, most / bound: {rejecting}", rows, AT_MOST, 1.0)
 
 
+def _graph(reader: _Reader, name: str) -> None:
+    idle = reader.rounds(lag_p99, "idle loop", name, 0, mode="idle")
+    for in_flight in graph.IN_FLIGHT:
+        served = reader.rounds(throughput, graph.GRAPH, name, in_flight)
+        for peer in reader.contenders(name):
+            if peer in (graph.GRAPH, "idle loop"):
+                continue
+            text = f"{name}, {in_flight} in flight, requests per second: graph / {peer}"
+            other = reader.rounds(throughput, peer, name, in_flight)
+            reader.add(text, _divided(served, other))
+        for contender in (graph.GRAPH, graph.COMPILED, graph.BINDING):
+            text = f"{name}, {in_flight} in flight, loop lag p99: {contender} / idle"
+            lag = reader.rounds(lag_p99, contender, name, in_flight)
+            target = None if contender == graph.BINDING else 2.0
+            ratio = _divided(lag, idle)
+            reader.add(text, ratio, AT_MOST if target else None, target)
+
+
 def _streams(reader: _Reader) -> None:
     name = streams.WORKLOAD
     most = reader.rounds(kept_up, "native, sessions in batches", name, 0, 2, "streams")
@@ -371,3 +400,29 @@ def _text(reader: _Reader) -> None:
             text = f"{name}, {rate} arrivals a second, p99: {native} / {peer}"
             other = reader.rounds(p99, peer, name, rate, mode="open")
             reader.add(text, _divided(late, other))
+
+
+def _train(reader: _Reader, workload: str) -> None:
+    def rates(name: str) -> list[float]:
+        return reader.rounds(throughput, name, workload, train.BATCH, mode="train")
+
+    # The best of each round: one may have been disturbed.
+    best = [max(values) for values in zip(*map(rates, train.EAGER), strict=True)]
+    for name, target in (("native, fused", 1.0), ("native", None)):
+        text = f"{workload}, steps per second: {name} / best eager loop"
+        sense = AT_LEAST if target else None
+        reader.add(text, _divided(rates(name), best), sense, target)
+    text = f"{workload}, steps per second: native / eager (the same arithmetic)"
+    reader.add(text, _divided(rates("native"), rates("eager")), AT_LEAST, 1.0)
+
+
+def _beside_training(reader: _Reader) -> None:
+    nothing, *trainings = train.BESIDE
+    alone = reader.rounds(lag_p99, nothing, train.ECHO, train.CLIENTS)
+    for name in trainings:
+        lag = reader.rounds(lag_p99, name, train.ECHO, train.CLIENTS)
+        text = (
+            f"{train.ECHO}, {train.CLIENTS} clients, loop lag p99: {name} / {nothing}"
+        )
+        target = 2.0 if name == "trainer.fit" else None
+        reader.add(text, _divided(lag, alone), AT_MOST if target else None, target)

@@ -16,12 +16,14 @@ from . import (
     echo,
     filetypes,
     floors,
+    graph,
     load,
     minilm,
     overload,
     savedmodels,
     streams,
     text,
+    train,
 )
 from .contenders import Contender, Starter, Workload
 from .load import Run
@@ -324,6 +326,21 @@ async def _onnx(
             await stage.close()
 
 
+async def graph_suite(results: Results, plan: Plan) -> None:
+    quick = plan.seconds <= 0.05
+    with tempfile.TemporaryDirectory() as folder:
+        say("compiling")
+        for program in graph.programs(Path(folder), quick):
+            say(program.name)
+            stage = Stage(results, plan, graph.workload(program))
+            await stage.open(graph.contenders(program))
+            for turn in range(plan.rounds):
+                await stage.idle()
+                for in_flight in graph.IN_FLIGHT:
+                    await stage.closed(turn, in_flight)
+            await stage.close()
+
+
 async def tensorflow_suite(results: Results, plan: Plan) -> None:
     if missing := savedmodels.missing():
         say(f"tensorflow: skipped, for want of {', '.join(missing)}")
@@ -370,7 +387,7 @@ async def text_suite(results: Results, plan: Plan) -> None:
         say(workload.name)
         plan = replace(plan, seconds=text.SLOWER * plan.seconds)
         stage = Stage(results, plan, replace(workload, x=texts))
-        await stage.open(text.starters())
+        await stage.open(text.starters(say))
         rate = 0
         for turn in range(plan.rounds):
             await stage.closed(turn, text.IN_FLIGHT)
@@ -379,3 +396,40 @@ async def text_suite(results: Results, plan: Plan) -> None:
                 rate = int(text.OPEN_SHARE * results.cells[cell][0].rps) or 1
             await stage.open_loop(turn, rate)
         await stage.close()
+
+
+async def train_suite(results: Results, plan: Plan) -> None:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the native runs have it
+    try:
+        nets = train.nets()
+        for net in nets:
+            say(net.name)
+            ready = list(train.contenders(net).items())
+            for _, contender in ready:
+                await contender.run(plan.warm)
+            for turn in range(plan.rounds):
+                start = turn % len(ready)
+                for name, contender in ready[start:] + ready[:start]:
+                    cell = Cell(net.name, 1, "train", train.BATCH, name)
+                    results.add(cell, await contender.run(plan.seconds))
+            for _, contender in ready:
+                await contender.close()
+        say(train.ECHO)
+        workload = await echo.workload(1, 0.0)
+        native = await contenders.starters()["native"](workload)
+        await load.closed(native, workload.x, train.CLIENTS, plan.warm)
+        for turn in range(plan.rounds):
+            start = turn % len(train.BESIDE)
+            for name in train.BESIDE[start:] + train.BESIDE[:start]:
+                async with train.beside(name, nets[1]):
+                    run = await load.closed(
+                        native, workload.x, train.CLIENTS, plan.seconds
+                    )
+                results.add(Cell(train.ECHO, 1, "closed", train.CLIENTS, name), run)
+        await native.close()
+        await workload.close()
+    finally:
+        torch.set_num_threads(threads)

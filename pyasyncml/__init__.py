@@ -13,7 +13,7 @@ from __future__ import annotations
 import atexit
 from typing import TYPE_CHECKING, Any
 
-from . import testing
+from . import export, testing
 from ._call import call
 from ._core import Future, shut_down
 from ._load import load

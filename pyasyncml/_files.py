@@ -86,7 +86,8 @@ def _identify_content(path: str, magic: bytes) -> str:
         kind = "a pickle" if magic[:1] == b"\x80" else "no format that is known"
         raise LoadError(
             f"{path}: holds {kind}; a TorchScript archive (torch.jit.script or "
-            "torch.jit.trace, then .save) or an ONNX model was expected"
+            "torch.jit.trace, then .save), a .pt2 program (pyasyncml.export.torch, "
+            "torch.export.save) or an ONNX model was expected"
         )
     try:
         with zipfile.ZipFile(path) as archive:

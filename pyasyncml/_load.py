@@ -32,6 +32,18 @@ class Loading:
         self._load_again = load_again
         self._model: Model | None = None
 
+    def __getattr__(self, name: str) -> Any:
+        """Only where there is none: who asks for a model's has forgotten to await."""
+        if hasattr(Model, name) and not name.startswith("__"):
+            raise AttributeError(
+                f"{name!r} is the model's, and load(...) gives that only once it is "
+                "awaited: await it first (model = await load(...)), or enter it with "
+                "async with (async with load(...) as model)"
+            )
+        raise AttributeError(
+            f"{type(self).__name__!r} object has no attribute {name!r}"
+        )
+
     def __await__(self) -> Generator[Any, None, Model]:
         return self._open().__await__()
 
@@ -81,9 +93,11 @@ def load(
 
     A live module with example `inputs` is exported, in the mode (train or eval) it is
     in, and runs without Python from then on, over its own weights: what is written to
-    them in place is served. Exporting is Python: it takes seconds and holds the GIL in
-    slices. Without inputs, or with ``backend="python"``, a module runs in Python on the
-    workers, as other callables do, and holds the GIL as Python code must.
+    them in place is served (until a `Trainer` drives the module: from then on what
+    `Model.update_weights` last took from it). Exporting is Python: it takes seconds
+    and holds the GIL in slices. Without inputs, or with ``backend="python"``, a module
+    runs in Python on the workers, as other callables do, and holds the GIL as Python
+    code must.
 
     `inputs`: example inputs, one or a tuple; each instance runs them before the model
     is ready, so that the first request isn't slow (`warmup=False`: not).
@@ -230,11 +244,17 @@ async def _open_file(
     options: Any = None,
 ) -> Model:
     found = await call(_files.identify, path, backend, sha256)
+    capsule = await call(load_backend, found.partition(".")[0])
     if found == "torch.export":
         from ._load_graph import serve_file
 
         return await _open_served(serve_file, (path, entry), example, name, common)
-    capsule = await call(load_backend, found)
+    if found == "torch.compiled":
+        from ._load_graph import serve_package
+
+        runners = common["instances"] + (1 if common["inline_below"] else 0)
+        package = (path, entry, runners)
+        return await _open_served(serve_package, package, example, name, common)
     model = make_model(
         Model, found, capsule, options, name=name, path=path, entry=entry, **common
     )
@@ -261,9 +281,16 @@ async def _open_module(
     common: dict[str, Any],
 ) -> Model:
     from ._load_graph import serve_module
+    from ._weights import serve_live
 
     arguments = (source, entry, example, dynamic, common["batching"])
-    return await _open_served(serve_module, arguments, example, name, common)
+    model = await _open_served(serve_module, arguments, example, name, common)
+    try:
+        await serve_live(source, model)
+    except BaseException:
+        model._abort()
+        raise
+    return model
 
 
 async def _open_served(
@@ -301,6 +328,18 @@ async def _open_live(
     return await _started(model, example)
 
 
+def _level_of_caller() -> int:
+    """The `stacklevel` at which `warnings.warn` in the calling function points at who
+    called into this package: the line that awaits, where a task does."""
+    package = os.path.dirname(__file__) + os.sep
+    level = 1
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        frame = frame.f_back
+        level += 1
+    return level
+
+
 async def _started(model: Model, example: tuple[Any, ...]) -> Model:
     try:
         await model._start(*example)
@@ -309,7 +348,7 @@ async def _started(model: Model, example: tuple[Any, ...]) -> Model:
                 f"model {model.name!r} keeps state of its own from run to run: "
                 "with several instances the requests of a stream land on any of them",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=_level_of_caller(),
             )
         return model
     except BaseException:

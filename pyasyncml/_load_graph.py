@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ._weights import Live
 from .backends import parse_devices
 from .batching import Batching
 from .errors import LoadError
 from .export._archive import read_program
+from .export._compiled import read_compiled
 from .export._lower import make_graph_model
 from .export._module import export_module
 from .export._program import Served, serve
@@ -20,6 +22,8 @@ class ServedProgram:
     """A program that is ready to be a model."""
 
     served: Served
+    #: The live module that it was exported from, if it was.
+    module: Any = None
 
     def model(self, name: str, common: dict[str, Any]) -> Model:
         """The model, not started. Raises `LoadError` for batches it can't run."""
@@ -33,6 +37,8 @@ class ServedProgram:
         model = make_graph_model(self.served.graph, name=name, **common)
         model._finish = self.served.finish
         model._structure = self.served.structure
+        if self.module is not None:
+            model._live = Live(self.module, self, name, common)
         return model
 
 
@@ -53,7 +59,7 @@ def serve_module(
     program, names = export_module(
         module, inputs, dynamic, entry=entry, batch_axes=batch_axes
     )
-    return ServedProgram(serve(program, entry or "forward", names))
+    return ServedProgram(serve(program, entry or "forward", names), module)
 
 
 def serve_file(path: str, entry: str | None) -> ServedProgram:
@@ -64,6 +70,16 @@ def serve_file(path: str, entry: str | None) -> ServedProgram:
             f"{path}: an exported program has one entry; it has no {entry!r}"
         )
     return ServedProgram(serve(program, "forward", names))
+
+
+def serve_package(path: str, entry: str | None, runners: int) -> ServedProgram:
+    """Of what `export.torch(…, compile=True)` wrote. Thread: a worker. Raises
+    `LoadError`."""
+    if entry is not None:
+        raise LoadError(
+            f"{path}: a compiled program has one entry; it has no {entry!r}"
+        )
+    return ServedProgram(read_compiled(path, runners))
 
 
 def _check_batching(served: Served, batching: Batching) -> None:

@@ -13,11 +13,15 @@ from collections.abc import (
 )
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import _core, _map
 from .batching import Batching, describe
 from .errors import Error, LoadError, ModelClosed
+
+if TYPE_CHECKING:
+    from ._weights import Live
+    from .training import Trainer
 
 # The order of enum paml_kind in csrc/engine/value.h.
 _KINDS = (
@@ -217,6 +221,8 @@ class Model(_core.Model):
     _reloading: threading.Lock
     #: Loads another source as this one was; None: it wasn't loaded from one.
     _load_again: Callable[[Any], Awaitable[Model]] | None = None
+    #: Of a model over a live module.
+    _live: Live | None = None
     #: What `_finish` makes of the outputs, in words.
     _structure: str = ""
 
@@ -338,6 +344,37 @@ class Model(_core.Model):
         finally:
             self._reloading.release()
         await other.close()  # which has begun
+
+    async def update_weights(self, trainer: Trainer) -> None:
+        """Serve the trainer's weights as they are now, between two of its steps.
+
+        For a model that was loaded from a live torch module with example inputs. The
+        weights are copied once, and swapped in between two batches: each request, and
+        so each batch, sees the old ones or the new. Nothing is refused meanwhile, and a
+        run of the trainer goes on. Over when the old weights are no longer used.
+
+        Raises `Error` for a model of another kind and while a reload or an update is
+        under way, `LoadError` for weights of another module (this one goes on with what
+        it has), and `ModelClosed`.
+        """
+        from ._weights import swap_weights
+
+        if self._live is None:
+            raise Error(
+                f"model {self.name!r} wasn't loaded from a live module with example "
+                "inputs; reload(source) changes what it serves"
+            )
+        if not self._reloading.acquire(blocking=False):
+            raise Error(
+                f"model {self.name!r} is being reloaded or updated already: await that "
+                "first"
+            )
+        try:
+            if self._closing:
+                raise ModelClosed(f"model {self.name!r} is closed")
+            await swap_weights(self, await trainer._copy_weights())
+        finally:
+            self._reloading.release()
 
     def _replace(self, other: Model) -> None:
         """Changes programs with another model; what runs and waits goes along."""

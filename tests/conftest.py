@@ -100,6 +100,10 @@ def _what_stays() -> None:
     """The workers of `call` live as long as the process, so does a pipe of uvloop's:
     they are there before the first test."""
 
+    # So would a thread that watches tqdm's bars; torch.export makes some, unseen.
+    if importlib.util.find_spec("tqdm") is not None:
+        importlib.import_module("tqdm").tqdm.monitor_interval = 0
+
     async def begin() -> None:
         await pyasyncml.call(int)
 

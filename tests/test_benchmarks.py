@@ -23,6 +23,7 @@ from benchmarks import (
     report,
     savedmodels,
     streams,
+    train,
 )
 from benchmarks.beat import Beat
 from benchmarks.contenders import (
@@ -217,6 +218,21 @@ def test_the_text_suite_measures_every_batcher_or_says_what_it_lacks(
 
 
 @pytest.mark.torch
+def test_the_graph_suite_measures_every_way_of_running_a_module(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("torch")
+    results, text = smoke("graph", tmp_path)
+    closed = [cell for cell in results.cells if cell.mode == "closed"]
+    assert len({cell.contender for cell in closed}) == 6
+    for cell in closed:
+        (run,) = results.cells[cell]
+        assert run.requests >= cell.load, cell
+    for figure in figures(results):
+        assert figure.text in text
+
+
+@pytest.mark.torch
 def test_the_streams_suite_counts_for_everyone_what_was_kept_up_with(
     tmp_path: Path,
 ) -> None:
@@ -227,6 +243,23 @@ def test_the_streams_suite_counts_for_everyone_what_was_kept_up_with(
     for cell, (run,) in results.cells.items():
         assert run.streams is not None, cell
         assert run.requests >= streams.FIRST, cell
+    for figure in figures(results):
+        assert figure.text in text
+
+
+def test_the_train_suite_measures_every_loop_and_the_clients_beside(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("torch")
+    results, text = smoke("train", tmp_path)
+    nets = {cell.workload for cell in results.cells if cell.mode == "train"}
+    assert len(nets) == 3
+    for net in nets:
+        mine = {cell.contender for cell in results.cells if cell.workload == net}
+        assert mine == {*train.EAGER, *train.NATIVE}
+    beside = {cell.contender for cell in results.cells if cell.workload == train.ECHO}
+    assert beside == set(train.BESIDE)
+    assert all(run.requests > 0 for (run,) in results.cells.values())
     for figure in figures(results):
         assert figure.text in text
 

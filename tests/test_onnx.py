@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib.util
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +12,6 @@ import pytest
 from batches import FOR_EVER
 
 import pyasyncml as ml
-from benchmarks import filetypes
 
 onnx = pytest.importorskip("onnx")
 # Not imported: no test here needs more than its library.
@@ -217,6 +213,25 @@ def test_an_output_that_is_an_input_or_a_weight_is_the_callers_own(tmp_path):
     asyncio.run(main())
 
 
+def test_outputs_of_another_shape_than_the_file_says_are_as_they_are(tmp_path):
+    path = models.write(
+        tmp_path / "m.onnx",
+        [node("Concat", ["x", "x"], ["y"], axis=0)],
+        [tensor("x", FLOAT, ["n"])],
+        [tensor("y", FLOAT, ["n"])],
+        check=False,
+    )
+
+    async def main():
+        async with ml.load(path) as model:
+            for size in (3, 0, 5):
+                x = np.arange(size, dtype=np.float32)
+                same(await model.infer(x), np.concatenate([x, x]))
+            assert model.stats().failed == 0
+
+    asyncio.run(main())
+
+
 def test_weights_in_another_file_are_found_beside_it(tmp_path):
     weights = np.arange(4096, dtype=np.float32).reshape(4, 1024)
     path = models.write(
@@ -345,6 +360,32 @@ def test_a_model_is_known_by_its_content_whatever_its_name(tmp_path):
     path = models.scale(tmp_path / "model.pt", 3.0)
     x = np.ones((1, 4), np.float32)
     same(infer(path, x), x * 3)
+
+
+def test_loops_and_branches_give_what_they_should(tmp_path):
+    path = models.loop(tmp_path / "loop.onnx", size=4)
+    x = np.random.default_rng(0).random((2, 4), np.float32)
+    for times in (0, 1, 3):
+        expected = x
+        for _ in range(times):
+            expected = np.tanh(expected)
+        got = infer(path, x, np.int64([times, times]))
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+    branches = {
+        f"{which}_branch": onnx.helper.make_graph(
+            [node(op, ["x"], [which])], which, [], [tensor(which, FLOAT, ["n"])]
+        )
+        for which, op in [("then", "Identity"), ("else", "Neg")]
+    }
+    path = models.write(
+        tmp_path / "if.onnx",
+        [node("If", ["c"], ["y"], **branches)],
+        [tensor("c", TYPES.BOOL, []), tensor("x", FLOAT, ["n"])],
+        [tensor("y", FLOAT, ["n"])],
+    )
+    x = x[0].copy()
+    same(infer(path, True, x), x)
+    same(infer(path, np.array(False), x), -x)
 
 
 def test_a_fixed_batch_axis_with_batching_is_a_load_error(tmp_path):
@@ -492,46 +533,3 @@ def test_state_of_a_session_travels_through_inputs_and_outputs(tmp_path):
                 assert [y.item() for y in sums] == [step * k for k in range(4)]
 
     asyncio.run(main())
-
-
-# --- a real model ---
-
-
-@pytest.mark.skipif(bool(filetypes.missing()), reason="magika is not installed")
-@pytest.mark.parametrize(
-    "batching", [None, ml.Batching(max_rows=16)], ids=["alone", "batched"]
-)
-def test_real_files_get_the_labels_that_the_library_gives_one_by_one(batching):
-    labels = filetypes.labels()
-    files = filetypes.files(60)
-    inputs = [filetypes.features(path) for path in files]
-
-    async def main():
-        async with ml.load(filetypes.model(), batching=batching, instances=2) as model:
-            return await asyncio.gather(*map(model.infer, inputs))
-
-    ours = [labels[scores.argmax()] for scores in asyncio.run(main())]
-    theirs = json.loads(
-        subprocess.run(
-            [sys.executable, "-c", ONE_BY_ONE, *map(str, files)],
-            capture_output=True,
-            check=True,
-            cwd=Path(__file__).parents[1],
-        ).stdout
-    )
-    assert ours == theirs
-    assert len(set(ours)) > 10
-
-
-#: In a process of its own: importing onnxruntime here would leave more behind.
-ONE_BY_ONE = """
-import json, pathlib, sys
-from benchmarks import filetypes
-
-session, labels = filetypes.session(filetypes.model()), filetypes.labels()
-found = []
-for path in sys.argv[1:]:
-    x = filetypes.features(pathlib.Path(path))
-    found.append(labels[session.run(None, {"bytes": x})[0].argmax()])
-print(json.dumps(found))
-"""

@@ -301,3 +301,17 @@ paml_shape_text(const DLTensor *tensor, char *text, size_t size)
     }
     return text;
 }
+
+const char *
+paml_input_text(const struct paml_batching *batching, uint32_t argument, char *text,
+                size_t size)
+{
+    const char *name = argument < batching->n_names ? batching->names[argument] : NULL;
+
+    if (name != NULL) {
+        snprintf(text, size, "'%s'", name);
+    } else {
+        snprintf(text, size, "%u", argument);
+    }
+    return text;
+}

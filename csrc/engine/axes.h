@@ -88,6 +88,11 @@ bool paml_pad_holds(DLDataType dtype, double fill);
 /* Writes `count` elements of padding; paml_pad_holds() must have said yes. */
 void paml_pad(void *to, DLDataType dtype, double fill, int64_t count);
 
+/* "'mask'", or "1" where it has no name, written to text. */
+const char *paml_input_text(const struct paml_batching *batching, uint32_t argument,
+                            char *text, size_t size);
+#define PAML_INPUT_TEXT 80
+
 /* "[1, 10]", written to text. */
 const char *paml_shape_text(const DLTensor *tensor, char *text, size_t size);
 

@@ -11,6 +11,7 @@ struct storage {
     struct paml_padded_axis padded[PAML_PADDED_MOST];
     struct paml_axis_place inputs[PAML_PADDED_MOST][PAML_PLACES_MOST];
     struct paml_axis_place outputs[PAML_PADDED_MOST][PAML_PLACES_MOST];
+    char *names[PAML_PLACES_MOST];
     int64_t buckets[]; /* n_settings for each padded axis */
 };
 
@@ -157,6 +158,14 @@ paml_batching_build(struct paml_batching *batching,
         storage->padded[k].outputs = storage->outputs[k];
         storage->padded[k].buckets = storage->buckets + k * n;
     }
+    /* Copies: messages are written also after the program has gone. */
+    batching->names = (const char *const *)storage->names;
+    batching->n_names = PAML_PLACES_MOST;
+    for (uint32_t i = 0; i < entry->n_inputs && i < PAML_PLACES_MOST; i++) {
+        if (entry->inputs[i].name != NULL) {
+            storage->names[i] = strdup(entry->inputs[i].name);
+        }
+    }
     for (uint32_t i = 0; i < n && code == PAML_OK; i++) {
         const struct paml_setting *setting = &options->settings[i];
         if (setting->kind != PAML_SET_BUCKET) {
@@ -180,7 +189,12 @@ paml_batching_build(struct paml_batching *batching,
 void
 paml_batching_clear(struct paml_batching *batching)
 {
-    free(batching->storage);
+    struct storage *storage = batching->storage;
+
+    for (int i = 0; storage != NULL && i < PAML_PLACES_MOST; i++) {
+        free(storage->names[i]);
+    }
+    free(storage);
     memset(batching, 0, sizeof(*batching));
 }
 

@@ -465,8 +465,9 @@ paml_queue_take(struct paml_queue *queue, const struct paml_cost_model *cost,
     pthread_mutex_lock(&queue->lock);
     *closed = queue_sort_inbox(queue, NULL);
     if (queue->schedule.count > 0) {
-        paml_schedule_take(&queue->schedule, cost, last_run_ns, paml_now_ns(), *closed,
-                           batch);
+        batch->taken_ns = paml_now_ns();
+        paml_schedule_take(&queue->schedule, cost, last_run_ns, batch->taken_ns,
+                           *closed, batch);
         for (uint32_t i = 0; i < batch->n; i++) {
             queue_uncount(queue, batch->ops[i]);
         }

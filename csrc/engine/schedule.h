@@ -75,6 +75,7 @@ struct paml_batch {
     enum paml_release release;
     struct paml_op *hopeless; /* CLAIMED, linked by next: to be answered */
     uint64_t seen;            /* schedule.sequence when it was taken */
+    int64_t taken_ns;         /* when that was; or is by now, after some answers */
     int64_t wait_until_ns;    /* n == 0: a batch will be released then; 0: none */
 };
 

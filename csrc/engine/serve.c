@@ -27,7 +27,7 @@ struct serving {
     const struct paml_batching *batching;
     void *instance;
     struct paml_error *error;
-    int64_t now_ns; /* when the last run ended */
+    int64_t now_ns; /* when the batch was taken, a gather or the last run ended */
     int64_t run_ns; /* and what it took */
 };
 
@@ -57,12 +57,11 @@ timed_run(struct serving *serving, struct paml_run *run,
     int64_t begun, ended;
     int code;
 
-    paml_worker_before_run(worker);
+    begun = paml_worker_before_run(worker) ? paml_now_ns() : serving->now_ns;
     if (stoppable && !paml_stop_begin(worker, serving->instance, slices, requests)) {
         serving->now_ns = paml_now_ns();
         return PAML_STOPPED;
     }
-    begun = paml_now_ns();
     atomic_store_explicit(&stats->running_since_ns, begun, memory_order_relaxed);
     code = model->backend->run(serving->instance, run, serving->error);
     if (stoppable) {
@@ -100,6 +99,7 @@ static void
 answer(struct serving *serving, struct job *job)
 {
     struct paml_session *session = job->op->session;
+    bool fresh;
 
     for (uint32_t i = 0; i < job->n_parts; i++) {
         paml_outputs_clear(&job->parts[i]);
@@ -109,12 +109,18 @@ answer(struct serving *serving, struct job *job)
     job->n_parts = 0;
     job->answered = true;
     job->op->run_ns = serving->run_ns;
-    if (session != NULL) {
-        /* Before the post: the op's reference goes with it. */
-        paml_session_take_back(job->op);
-        paml_queue_pass_on(session, job->op->fresh);
+    if (session == NULL) {
+        paml_worker_post(serving->worker, job->op, serving->now_ns);
+        return;
     }
+    /* The next one comes after the post, or its answer could overtake this one; and the
+       op's own reference goes with the op. */
+    fresh = job->op->fresh;
+    atomic_fetch_add_explicit(&session->refs, 1, memory_order_relaxed);
+    paml_session_take_back(job->op);
     paml_worker_post(serving->worker, job->op, serving->now_ns);
+    paml_queue_pass_on(session, fresh);
+    paml_session_unref(session);
 }
 
 static void
@@ -321,6 +327,7 @@ run_slices(struct serving *serving, struct paml_slice *slices, struct job **jobs
     code =
         paml_batch_gather(batcher, serving->batching, slices, n, &run, serving->error);
     if (code == PAML_OK) {
+        serving->now_ns = paml_now_ns(); /* it may have copied much */
         run.deadline_ns = n == 1 ? jobs[0]->op->deadline_ns : 0;
         code = timed_run(serving, &run, slices, rows, n);
         ran = true;
@@ -531,7 +538,7 @@ fail_hopeless(const struct serving *serving, struct paml_op *op)
 }
 
 /* Thread: worker. GIL: not held. Locks: none. */
-void
+int64_t
 paml_serve_batch(struct paml_worker *worker, void *instance, struct paml_error *error)
 {
     struct paml_model *model = worker->model;
@@ -541,7 +548,7 @@ paml_serve_batch(struct paml_worker *worker, void *instance, struct paml_error *
         .batching = model->batching.max_rows > 0 ? &model->batching : NULL,
         .instance = instance,
         .error = error,
-        .now_ns = paml_now_ns()};
+        .now_ns = batch->taken_ns};
     struct paml_op *op;
 
     while ((op = batch->hopeless) != NULL) {
@@ -552,7 +559,7 @@ paml_serve_batch(struct paml_worker *worker, void *instance, struct paml_error *
         answer(&serving, &job);
     }
     if (batch->n == 0) {
-        return;
+        return serving.now_ns;
     }
     paml_count(&worker->stats.releases[batch->release], 1);
     for (uint32_t i = 0; i < batch->n; i++) {
@@ -564,8 +571,12 @@ paml_serve_batch(struct paml_worker *worker, void *instance, struct paml_error *
         serve_step(&serving, &job);
     } else if (serving.batching != NULL) {
         serve_together(&serving, batch);
+        if (batch->n > 1) {
+            serving.now_ns = paml_now_ns(); /* after many answers */
+        }
     } else {
         struct job job = {.op = batch->ops[0]};
         serve_alone(&serving, &job);
     }
+    return serving.now_ns;
 }

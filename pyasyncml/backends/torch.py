@@ -56,6 +56,17 @@ def graph(description: Any, keep: Any) -> Any:
         raise LoadError(str(error)) from None
 
 
+def with_weights(graph: Any, tensors: Any) -> Any:
+    """The same graph over other tensors of the same kinds, in the order of its
+    constants; the tensors live as long as anything that runs it. Raises `LoadError`."""
+    try:
+        return _native().with_weights(
+            graph, [tensor._cdata for tensor in tensors], tensors
+        )
+    except ValueError as error:
+        raise LoadError(str(error)) from None
+
+
 def _native() -> ModuleType:
     with _lock:
         module = sys.modules.get(_MODULE)

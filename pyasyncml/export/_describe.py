@@ -2,8 +2,8 @@
 
 A description is a tuple of plain tuples and lists (csrc/backends/torch/graph_python.cpp
 reads it): name, device, mutable, generator, number of slots, constants, symbols,
-leaves, arguments, bodies, output tree. Nothing of it is ever written to a file: the
-schemas of operators change from one torch to the next.
+leaves, arguments, bodies, output tree, outputs, compiled package. Nodes are never
+written to a file: the schemas of operators change from one torch to the next.
 """
 
 from __future__ import annotations
@@ -290,7 +290,9 @@ class Describer:
 
     # --- the whole ---
 
-    def describe(self, nodes: list[Any], results: list[Any], tree: Any) -> Any:
+    def describe(
+        self, nodes: list[Any], results: list[Any], tree: Any, outputs: list[Any]
+    ) -> tuple[Any, ...]:
         if self.refused:
             raise LoadError(
                 "the program can't run without Python, because of: "
@@ -314,6 +316,19 @@ class Describer:
                 for inputs, nodes, out in self.bodies
             ],
             tree,
+            [self._output(path, value) for path, value in outputs],
+            None,  # a package of compiled code, and its runners
+        )
+
+    def _output(self, path: str | None, value: Any) -> Any:
+        """(name, dtype, shape); the last two are None for what is no tensor."""
+        if not isinstance(value, torch.Tensor):
+            return path, None, None
+        shape = [fixed_size(size) for size in value.shape]
+        return (
+            path,
+            str(value.dtype).removeprefix("torch."),
+            [-1 if size is None else size for size in shape],
         )
 
     def _node(self, node: Any) -> Any:
@@ -445,15 +460,12 @@ class Body:
     def _call_operator(self, node: fx.Node, op: torch._ops.OpOverload) -> None:
         if op.namespace not in NATIVE:
             self.whole.refuse(node, "an operator in Python, or of another library")
-        if (
-            self.whole.generator is not None
-            and torch.Tag.nondeterministic_seeded in op.tags
-            and not _without_dropout(op, node)
-            and not any(
-                str(arg.type) == "Optional[Generator]" for arg in op._schema.arguments
-            )
-        ):
-            self.whole.refuse(node, "its random numbers can't be seeded")
+        if self.whole.generator is not None and _is_random(node, op):
+            seeded = _seeded(op)
+            if seeded is None:
+                self.whole.refuse(node, "its random numbers can't be seeded")
+            else:
+                op = seeded
         self.slots[node] = self.call(node, op, node.args, node.kwargs)
 
     def call(
@@ -554,18 +566,6 @@ class Body:
         raise _UnknownOperand(f"an argument of type {type(value).__name__}")
 
 
-def _without_dropout(op: torch._ops.OpOverload, node: fx.Node) -> bool:
-    """Attention that could drop some of it, and doesn't."""
-    for argument, value in zip(op._schema.arguments, node.args, strict=False):
-        if argument.name == "dropout_p":
-            return bool(value == 0)
-    return any(
-        argument.name == "dropout_p"
-        and node.kwargs.get("dropout_p", argument.default_value) == 0
-        for argument in op._schema.arguments
-    )
-
-
 def _items(value: Any) -> Sequence[Any]:
     assert isinstance(value, (list, tuple))
     return value
@@ -592,6 +592,39 @@ _ENUMS: tuple[tuple[str, type], ...] = (
 )
 
 
+def _is_random(node: fx.Node, op: torch._ops.OpOverload) -> bool:
+    if torch.Tag.nondeterministic_seeded not in op.tags:
+        return False
+    names = [argument.name for argument in op._schema.arguments]
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    for argument in op._schema.arguments:
+        value = given.get(argument.name, argument.default_value)
+        if argument.name in ("train", "training") and value is False:
+            return False
+        if argument.name in ("dropout_p", "dropout") and value == 0:
+            return False
+    return True
+
+
+def _takes_generator(op: torch._ops.OpOverload) -> bool:
+    return any(
+        str(argument.type) == "Optional[Generator]" for argument in op._schema.arguments
+    )
+
+
+def _seeded(op: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
+    """The same operator where it takes a generator; None: there is none."""
+    if _takes_generator(op):
+        return op
+    names = {argument.name for argument in op._schema.arguments}
+    for overload in op.overloadpacket.overloads():
+        other: torch._ops.OpOverload = getattr(op.overloadpacket, overload)
+        others = {argument.name for argument in other._schema.arguments}
+        if _takes_generator(other) and others == names | {"generator"}:
+            return other
+    return None
+
+
 def _native_dropout(body: Body, node: fx.Node) -> None:
     """As the CPU kernel does it, with the graph's own generator."""
     x, p, train = node.args
@@ -609,20 +642,6 @@ def _native_dropout(body: Body, node: fx.Node) -> None:
     body.slots[node] = [scaled, mask.number]
 
 
-def _random_like(fill: torch._ops.OpOverload) -> Callable[[Body, fx.Node], None]:
-    """As the CPU kernels of rand_like and randn_like do it: empty_like, then fill."""
-
-    def special(body: Body, node: fx.Node) -> None:
-        if body.whole.generator is None:
-            op: Any = node.target
-            body.slots[node] = body.call(node, op, node.args, node.kwargs)
-            return
-        empty = Slot(body.call(node, _aten.empty_like.default, node.args, node.kwargs))
-        body.slots[node] = body.call(node, fill, [empty])
-
-    return special
-
-
 def _sym_size(body: Body, node: fx.Node) -> None:
     body.number(node, "sym_size", list(node.args))
 
@@ -631,6 +650,4 @@ _SPECIAL: dict[Any, Callable[[Body, fx.Node], None]] = {
     _aten.sym_size.int: _sym_size,
     _aten._assert_scalar.default: Body.assertion,
     _aten.native_dropout.default: _native_dropout,
-    _aten.rand_like.default: _random_like(_aten.uniform_.default),
-    _aten.randn_like.default: _random_like(_aten.normal_.default),
 }

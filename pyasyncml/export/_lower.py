@@ -8,7 +8,7 @@ loss = await model.infer(x, y)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,19 +17,28 @@ from torch import fx
 
 from ..errors import LoadError
 from ..model import Model, make_model
-from ._describe import Argument, Body, Describer, Symbols
+from ._describe import Argument, Body, Describer
 
 
 @dataclass(frozen=True)
 class Graph:
     """A graph that is ready to run: what `make_graph_model` takes.
 
-    `capsule` is the native half; `device` where the weights are ("cpu", "cuda:0").
+    `capsule` is the native half; `device` where the weights are ("cpu", "cuda:0");
+    `constants` the tensors that it was built round.
     """
 
     capsule: Any
     name: str
     device: str
+    constants: tuple[torch.Tensor, ...]
+
+    def over(self, tensors: Sequence[torch.Tensor]) -> Graph:
+        """The same graph over other tensors in the place of its constants."""
+        from ..backends.torch import with_weights
+
+        capsule = with_weights(self.capsule, tuple(tensors))
+        return Graph(capsule, self.name, self.device, tuple(tensors))
 
 
 def lower(
@@ -47,7 +56,8 @@ def lower(
     without a copy. The others are the inputs, in order; `names` names them, their
     ``meta["val"]`` tells what they must be: dtype, rank, sizes, and which of these are
     equal. Inputs that were plain numbers in the tracing must be the same ones. The
-    outputs are the graph's, in its structure.
+    outputs are those of the graph's output node, in its structure (make_fx flattens
+    what the function returned to a list).
 
     In-place operators on constants write to the tensors given with `mutable`, and to
     each instance's own copies otherwise. After a run `Tensor._version` has gone up for
@@ -85,37 +95,70 @@ def lower(
             Argument(title, leaf.kind.title(), ("leaf", i), leaf.kind == "fixed")
         )
     body = describer.body(gm.graph, gm, slots)
-    return finish(describer, body, body.output)
+    description = description_of(describer, body, body.output)
+    return graph_of(description, describer.constants, generator)
 
 
-def finish(describer: Describer, body: Body, output: Any, tree: Any = None) -> Graph:
-    """The native half of what was described; `tree`: the output's, else its own."""
+def description_of(
+    describer: Describer, body: Body, output: Any, tree: Any = None
+) -> tuple[Any, ...]:
+    """What the native half reads; `tree`: the output's structure, else its own."""
     results: list[Any] = []
-    own = _tree_of(body, output, results)
-    description = describer.describe(body.nodes, results, tree or own)
+    values: list[Any] = []
+    own = _tree_of(body, output, results, values)
+    outputs = list(_outputs(tree or own, values, None))
+    return describer.describe(body.nodes, results, tree or own, outputs)
+
+
+def graph_of(
+    description: tuple[Any, ...],
+    constants: Sequence[torch.Tensor],
+    generator: torch.Generator | None = None,
+) -> Graph:
+    """The native half of what was described, over these constants."""
     from ..backends.torch import graph
 
-    capsule = graph(description, (describer.constants, describer.generator))
-    return Graph(capsule, describer.name, description[1])
+    keep = tuple(constants)
+    capsule = graph(description, (keep, generator))
+    return Graph(capsule, description[0], description[1], keep)
 
 
-def _tree_of(body: Body, value: Any, results: list[Any]) -> Any:
-    """Tuples, lists and dicts of a graph's output, with its leaves in `results`."""
+def _tree_of(body: Body, value: Any, results: list[Any], values: list[Any]) -> Any:
+    """Tuples, lists and dicts of a graph's output, with its leaves in `results`, and
+    what stood for them in the tracing in `values`."""
     if isinstance(value, dict):
-        return (
-            "dict",
-            [(key, _tree_of(body, item, results)) for key, item in value.items()],
-        )
+        items = value.items()
+        return "dict", [(k, _tree_of(body, v, results, values)) for k, v in items]
     if isinstance(value, (tuple, list)):
         kind = "tuple" if isinstance(value, tuple) else "list"
-        return kind, [_tree_of(body, item, results) for item in value]
+        return kind, [_tree_of(body, item, results, values) for item in value]
     operand = body.operand(value)
+    traced = value.meta.get("val") if isinstance(value, fx.Node) else None
     if isinstance(operand, list):  # an operator with several results
         results.extend(operand)
+        values.extend(traced if isinstance(traced, tuple) else [None] * len(operand))
         first = len(results) - len(operand)
         return "tuple", [("leaf", first + i) for i in range(len(operand))]
     results.append(operand)
+    values.append(traced)
     return "leaf", len(results) - 1
+
+
+def _outputs(
+    tree: Any, values: list[Any], path: str | None
+) -> Iterator[tuple[str | None, Any]]:
+    """(name, tensor) of every output: logits, loss, states[0]."""
+    kind, inside = tree
+    if kind == "leaf":
+        yield path, values[inside]
+        return
+    for i, item in enumerate(inside):
+        if kind == "dict":
+            key, item = item
+            title = str(key) if path is None else f"{path}[{key!r}]".replace("'", '"')
+        else:
+            title = f"[{i}]" if path is None else f"{path}[{i}]"
+        yield from _outputs(item, values, title)
 
 
 def make_graph_model(
@@ -134,4 +177,4 @@ def make_graph_model(
     )
 
 
-__all__ = ["Graph", "Symbols", "finish", "lower", "make_graph_model"]
+__all__ = ["Graph", "description_of", "graph_of", "lower", "make_graph_model"]

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import LoadError
 from ._describe import Argument, Describer, Slot, Symbols, fixed_size
-from ._lower import Graph, finish
+from ._lower import Graph, description_of, graph_of
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,16 @@ class Names:
 
     inputs: tuple[str, ...] = ()
     axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Unflatten:
+    """Makes dataclasses and whatever else pytree knows of the outputs."""
+
+    spec: Any
+
+    def __call__(self, leaves: Any) -> Any:
+        return pytree.tree_unflatten(leaves, self.spec)
 
 
 @dataclass(frozen=True)
@@ -46,11 +56,26 @@ class Served:
     shapes: Mapping[str, tuple[int | None, ...]]
 
 
-def serve(program: ExportedProgram, name: str, names: Names) -> Served:
-    """The program's graph, over the very tensors that it holds.
+@dataclass(frozen=True)
+class Described:
+    """A program as the native half reads it, and what `Served` has of it."""
 
-    Raises `LoadError` that names what can't run without Python, with its line.
-    """
+    description: tuple[Any, ...]
+    constants: list[torch.Tensor]
+    finish: Unflatten | None
+    shapes: Mapping[str, tuple[int | None, ...]]
+
+
+def serve(program: ExportedProgram, name: str, names: Names) -> Served:
+    """The program's graph, over the very tensors that it holds. Raises `LoadError`."""
+    found = describe(program, name, names)
+    structure = "" if found.finish is None else str(found.finish.spec)
+    graph = graph_of(found.description, found.constants)
+    return Served(graph, found.finish, structure, found.shapes)
+
+
+def describe(program: ExportedProgram, name: str, names: Names) -> Described:
+    """Raises `LoadError` that names what can't run without Python, with its line."""
     symbols = Symbols(ranges=program.range_constraints)
     describer = Describer(name, symbols=symbols)
     slots: dict[fx.Node, Any] = {}
@@ -97,24 +122,14 @@ def serve(program: ExportedProgram, name: str, names: Names) -> Served:
     unflatten = None
     if tree is None:
         tree = ("tuple", [("leaf", i) for i in range(len(results))])
-        unflatten = _Unflatten(spec)
+        unflatten = Unflatten(spec)
     shapes = {
         leaf.path: tuple(fixed_size(size) for size in leaf.value.shape)
         for leaf in describer.leaves
         if leaf.kind == "tensor"
     }
-    graph = finish(describer, body, results, tree)
-    return Served(graph, unflatten, "" if unflatten is None else str(spec), shapes)
-
-
-@dataclass(frozen=True)
-class _Unflatten:
-    """Makes dataclasses and whatever else pytree knows of the outputs."""
-
-    spec: Any
-
-    def __call__(self, leaves: Any) -> Any:
-        return pytree.tree_unflatten(leaves, self.spec)
+    description = description_of(describer, body, results, tree)
+    return Described(description, describer.constants, unflatten, shapes)
 
 
 def _native_tree(spec: Any, leaves: Any) -> Any:
@@ -171,7 +186,10 @@ def _describe_inputs(
             title = nodes[first].name if child.is_leaf() else f"input_{i}"
         tree = tree_of(child, title, leaf)
         fixed = all(found.kind == "fixed" for found in describer.leaves[first:])
-        kind = "Tensor" if tree[0] == "leaf" else tree[0]
+        kind = tree[0]
+        if kind == "leaf":
+            only = describer.leaves[first]
+            kind = f"{only.value!r} alone" if fixed else only.kind.title()
         describer.arguments.append(Argument(title, kind, tree, fixed))
 
 

@@ -14,10 +14,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from ..errors import LoadError
 from . import _plain
@@ -29,10 +30,17 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ._schedule import Schedule
     from ._torch_step import TracedStep
 
 _FORMAT = "pyasyncml checkpoint 1"
+
+
+class Stateful(Protocol):
+    """What keeps its state in a checkpoint; wrong states are `ValueError`s."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass
@@ -53,7 +61,7 @@ def take_checkpoint(
     loss: Callable[..., Any],
     optimizer: torch.optim.Optimizer,
     *,
-    schedule: Schedule | None = None,
+    schedule: Stateful | None = None,
     step: TracedStep | None = None,
     generator: torch.Generator | None = None,
     position: Any = None,
@@ -109,14 +117,14 @@ def take_checkpoint(
 
 
 def _untouched(step: TracedStep | None) -> set[int]:
-    """Parameters whose state was made, but not used yet."""
+    """Parameters whose momentum was made, but not used yet."""
     if step is None:
         return set()
     return {
-        id(step.optimizer.param_groups[bucket.group]["params"][member])
+        id(parameter)
         for bucket in step.buckets
-        if bucket.fresh and not bucket.rule.counts
-        for member in bucket.members
+        if bucket.unused and bucket.taken(step.optimizer) == 0
+        for parameter in bucket.parameters(step.optimizer)
     }
 
 
@@ -124,18 +132,69 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     """Writes a file that is there whole or not at all: a process killed at any moment
     leaves the last good one. On any thread.
 
-    Raises `OSError`; `LoadError` where safetensors isn't installed.
+    Raises `OSError`.
     """
-    library = _safetensors()
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(f"{target}: is a folder; expected a file's name")
     tensors = {name: t.cpu().contiguous() for name, t in checkpoint.tensors.items()}
     text = json.dumps(checkpoint.header)
     metadata = {"pyasyncml": text, "sha256": _digest(text, tensors)}
-    write_atomically(
-        target, lambda file: library.save_file(tensors, file, metadata=metadata)
-    )
+    write_atomically(target, lambda file: _write(file, tensors, metadata))
+
+
+# https://github.com/huggingface/safetensors#format
+_DTYPES = {
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int8": "I8",
+    "uint16": "U16",
+    "int16": "I16",
+    "uint32": "U32",
+    "int32": "I32",
+    "uint64": "U64",
+    "int64": "I64",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float32": "F32",
+    "float64": "F64",
+}
+
+
+def _write(
+    file: BinaryIO, tensors: dict[str, Tensor], metadata: dict[str, str]
+) -> None:
+    """The safetensors format, tensor by tensor: the library's own `save` makes one more
+    copy of everything, and its `save_file` a file that isn't the one we lock and
+    sync."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    for name in names:
+        tensor = tensors[name]
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        kind = str(tensor.dtype).removeprefix("torch.")
+        if kind not in _DTYPES:
+            raise TypeError(f"checkpoint: {name} is {kind}, which can't be saved")
+        header[name] = {
+            "dtype": _DTYPES[kind],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(struct.pack("<Q", len(text)))
+    file.write(text)
+    for name in names:
+        file.write(_bytes(tensors[name]))
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    import torch
+
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -173,7 +232,7 @@ def restore_checkpoint(
     loss: Callable[..., Any],
     optimizer: torch.optim.Optimizer,
     *,
-    schedule: Schedule | None = None,
+    schedule: Stateful | None = None,
     step: TracedStep | None = None,
     generator: torch.Generator | None = None,
 ) -> Any:
@@ -220,7 +279,8 @@ def restore_checkpoint(
     if generator is not None and "generator" in checkpoint.tensors:
         generator.set_state(checkpoint.tensors["generator"])
     if step is not None:
-        step.count_anew()
+        for bucket in step.buckets:
+            bucket.stepped()
     return checkpoint.position
 
 
@@ -231,7 +291,7 @@ def _check_tensors(checkpoint: Checkpoint, live: dict[str, Tensor]) -> None:
         if name.startswith(("module.", "loss."))
     }
     wrong = [
-        f"{Pair.name(name)} is {kind_of(saved[name])} there and {kind_of(live[name])} here"
+        f"{Pair.name(name)} is {kind_of(saved[name])} there, {kind_of(live[name])} here"
         for name in live
         if name in saved and kind_of(saved[name]) != kind_of(live[name])
     ]
@@ -317,14 +377,11 @@ def _placed(value: Any, parameter: Tensor, key: str) -> Any:
 
 def _digest(text: str, tensors: dict[str, Tensor]) -> str:
     """Over the header and every tensor: name, dtype, shape, bytes."""
-    import torch
-
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"\0{name}\0{kind_of(tensor)}\0".encode())
-        flat = tensor.contiguous().reshape(-1).view(torch.uint8)
-        digest.update(flat.numpy().data)
+        digest.update(_bytes(tensor))
     return digest.hexdigest()
 
 

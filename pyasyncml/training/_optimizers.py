@@ -14,7 +14,7 @@ order, and the result is equal to that bit by bit.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,6 +30,13 @@ Group = Mapping[str, Any]
 def number(value: Any) -> float:
     """A hyperparameter as a float: they may be tensors of one element."""
     return float(value)
+
+
+def _rate(group: Group) -> Any:
+    """The learning rate: a float, or a 0-d tensor, which torch.optim works with in the
+    tensor's dtype."""
+    lr = group["lr"]
+    return lr if isinstance(lr, (float, int)) else lr.detach().reshape(())
 
 
 class Emitter:
@@ -66,6 +73,9 @@ class Rule:
 
     def numbers(self, group: Group, step: int) -> dict[str, float]:
         """What step number `step` (from 1) of a parameter in this group needs."""
+        return {name: number(v) for name, v in self._numbers(group, step).items()}
+
+    def _numbers(self, group: Group, step: int) -> dict[str, Any]:
         raise NotImplementedError
 
     def emit(
@@ -143,9 +153,9 @@ class _SGD(Rule):
             return {}
         return {"momentum_buffer": _zeros(parameter)}
 
-    def numbers(self, group: Group, step: int) -> dict[str, float]:
+    def _numbers(self, group: Group, step: int) -> dict[str, Any]:
         dampening = 0.0 if step == 1 else number(group["dampening"])
-        lr = number(group["lr"])
+        lr = _rate(group)
         return {
             "lr": lr if self.fused else -lr,
             "momentum": number(group["momentum"]),
@@ -221,8 +231,8 @@ class _Adam(Rule):
             state["max_exp_avg_sq"] = _zeros(parameter)
         return state
 
-    def numbers(self, group: Group, step: int) -> dict[str, float]:
-        lr = number(group["lr"])
+    def _numbers(self, group: Group, step: int) -> dict[str, Any]:
+        lr = _rate(group)
         beta1, beta2 = map(number, group["betas"])
         if self.fused:
             return {"lr": lr, "beta1": beta1, "beta2": beta2}
@@ -321,8 +331,8 @@ class _RMSprop(Rule):
             state["grad_avg"] = _zeros(parameter)
         return state
 
-    def numbers(self, group: Group, step: int) -> dict[str, float]:
-        return {"lr": -number(group["lr"]), "momentum": number(group["momentum"])}
+    def _numbers(self, group: Group, step: int) -> dict[str, Any]:
+        return {"lr": -_rate(group), "momentum": number(group["momentum"])}
 
     def emit(
         self,
@@ -370,6 +380,11 @@ class _RMSprop(Rule):
 class _Adagrad(Rule):
     name = "Adagrad"
 
+    def __init__(self, group: Group) -> None:
+        super().__init__(group)
+        if not self.fused:
+            self.stepwise = ("rate",)
+
     def state(self, parameter: Tensor, group: Group) -> dict[str, Tensor]:
         # torch.optim makes it with the optimizer; a parameter without any is none of
         # its.
@@ -382,11 +397,11 @@ class _Adagrad(Rule):
             ),
         }
 
-    def numbers(self, group: Group, step: int) -> dict[str, float]:
-        lr = number(group["lr"])
+    def _numbers(self, group: Group, step: int) -> dict[str, Any]:
+        lr = _rate(group)
         if self.fused:
             return {"lr": lr}
-        return {"lr": -(lr / (1 + (step - 1) * number(group["lr_decay"])))}
+        return {"rate": -(lr / (1 + (step - 1) * number(group["lr_decay"])))}
 
     def emit(
         self,
@@ -424,7 +439,7 @@ class _Adagrad(Rule):
             list(parameters),
             direction,
             scale,
-            emit.numbers["lr"],
+            emit.numbers["rate"],
         )
 
 
@@ -474,13 +489,52 @@ class Bucket:
     group: int
     rule: Rule
     members: list[int]  # where each is in the optimizer's group
-    fresh: bool  # has taken no step yet; SGD's state doesn't tell
     columns: tuple[str, ...]
+    # Momentum that was made and no step has used yet: SGD's state doesn't tell, and its
+    # first step is another.
+    unused: list[Tensor] = field(default_factory=list)
+
+    def parameters(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+        group = optimizer.param_groups[self.group]["params"]
+        return [group[member] for member in self.members]
+
+    def initialise(self, optimizer: torch.optim.Optimizer) -> None:
+        """Gives the parameters the state that their first step would, where they have
+        none. Raises `ValueError` where the state that one has doesn't fit."""
+        group = optimizer.param_groups[self.group]
+        for parameter in self.parameters(optimizer):
+            made = initialise(optimizer, self.rule, group, parameter)
+            if not self.rule.counts:
+                self.unused += made
 
     def taken(self, optimizer: torch.optim.Optimizer) -> int:
-        """How many steps its parameters have taken."""
-        first = optimizer.param_groups[self.group]["params"][self.members[0]]
-        return 0 if self.fresh else steps_taken(optimizer, first)
+        """How many steps its parameters have taken. SGD doesn't count: 1 after the
+        first. Raises `ValueError` where it isn't the same for all."""
+        taken = {self._taken(optimizer, p) for p in self.parameters(optimizer)}
+        if len(taken) > 1:
+            raise ValueError(
+                f"optimizer: parameters of group {self.group} have taken "
+                f"{sorted(taken)} steps, and equally many when the step was traced: "
+                "trace it again"
+            )
+        return taken.pop()
+
+    def _taken(self, optimizer: torch.optim.Optimizer, parameter: Tensor) -> int:
+        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
+        if not self.rule.counts and any(momentum is made for made in self.unused):
+            return 0
+        return steps_taken(optimizer, parameter)
+
+    def stepped(self) -> None:
+        """Steps were taken, or state was loaded that has taken some."""
+        self.unused.clear()
+
+    def undo(self, optimizer: torch.optim.Optimizer) -> None:
+        """Takes momentum that was never used out of the optimizer's state."""
+        for parameter in self.parameters(optimizer):
+            if self.unused and self._taken(optimizer, parameter) == 0:
+                optimizer.state.pop(parameter, None)
+        self.unused.clear()
 
 
 def steps_taken(optimizer: torch.optim.Optimizer, parameter: Tensor) -> int:
@@ -494,19 +548,22 @@ def steps_taken(optimizer: torch.optim.Optimizer, parameter: Tensor) -> int:
 
 def initialise(
     optimizer: torch.optim.Optimizer, rule: Rule, group: Group, parameter: Tensor
-) -> None:
-    """Gives a parameter the state that its first step would, where it has none.
+) -> list[Tensor]:
+    """Gives a parameter the state that its first step would, where it has none, and
+    returns what it made.
 
     Raises `ValueError` where the state it has doesn't fit.
     """
     expected = rule.state(parameter, group)
     if not expected:
-        return  # not even an empty entry, as in torch.optim
+        return []  # not even an empty entry, as in torch.optim
     state = optimizer.state[parameter]
+    made = []
     for name, fresh in expected.items():
         held = state.get(name)
         if held is None:
             state[name] = fresh
+            made.append(fresh)
         elif name != "step" and (
             held.shape != fresh.shape or held.device != fresh.device
         ):
@@ -516,3 +573,4 @@ def initialise(
                 f"{list(fresh.shape)} on {fresh.device}; was the parameter changed "
                 "after the optimizer was made or loaded?"
             )
+    return made

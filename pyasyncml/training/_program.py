@@ -66,6 +66,13 @@ class Program(Protocol):
     async def restore(self, path: str) -> dict[str, int]:
         """Puts a checkpoint in place, whole or not at all; gives the position."""
 
+    @property
+    def driving(self) -> bool:
+        """Whether what is trained may have changed, or be about to."""
+
+    async def weights(self) -> dict[str, Any]:
+        """Copies of what is trained, by name."""
+
     async def close(self) -> None:
         """Ends the model. May be called again."""
 

@@ -61,6 +61,10 @@ class TrainingRun:
         """How many there will be; None where the data doesn't say."""
         return self._total
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return self._task.get_loop()
+
     def done(self) -> bool:
         """Whether it has ended, in whatever way."""
         return self._task.done()

@@ -11,11 +11,18 @@ import torch
 
 from .._call import call
 from .._core import Steps
+from .._weights import copy_of, detach_models
 from ..backends import parse_devices
 from ..errors import InputError
 from ..export._lower import lower, make_graph_model
 from ..model import Model
 from . import _data
+from ._checkpoint import (
+    load_checkpoint,
+    restore_checkpoint,
+    save_checkpoint,
+    take_checkpoint,
+)
 from ._optimizers import rules_of
 from ._program import numbers
 from ._schedule import Schedule, check_scheduler, varying
@@ -98,6 +105,10 @@ class TorchProgram:
     # --- the step ---
 
     @property
+    def driving(self) -> bool:
+        return self._first is not None
+
+    @property
     def columns(self) -> int:
         assert self._first is not None
         return len(self._first.columns)
@@ -116,6 +127,7 @@ class TorchProgram:
             self._first = None
             self._kinds = kinds
         if self._first is None:
+            await detach_models(self._module)
             self._first = await call(
                 trace_step,
                 self._module,
@@ -257,10 +269,38 @@ class TorchProgram:
     async def snapshot(
         self, position: dict[str, int]
     ) -> Callable[[str], Awaitable[None]]:
-        raise NotImplementedError
+        checkpoint = await call(
+            take_checkpoint,
+            self._module,
+            self._loss,
+            self._optimizer,
+            schedule=_SchedulerState(self._scheduler),
+            step=self._first,
+            generator=self._generator,
+            position=position,
+        )
+
+        async def write(path: str) -> None:
+            await call(save_checkpoint, path, checkpoint)
+
+        return write
 
     async def restore(self, path: str) -> dict[str, int]:
-        raise NotImplementedError
+        checkpoint = await call(load_checkpoint, path)
+        position: dict[str, int] = await call(
+            restore_checkpoint,
+            checkpoint,
+            self._module,
+            self._loss,
+            self._optimizer,
+            schedule=_SchedulerState(self._scheduler),
+            step=self._first,
+            generator=self._generator,
+        )
+        return position
+
+    async def weights(self) -> dict[str, torch.Tensor]:
+        return await call(copy_of, self._module)
 
     async def _close_models(self) -> None:
         models = [*self._models.values(), *(model for _, model in self._evaluations)]
@@ -271,6 +311,28 @@ class TorchProgram:
 
     async def close(self) -> None:
         await self._close_models()
+
+
+class _SchedulerState:
+    """A scheduler as a checkpoint keeps it. Where in the epoch it stands is the
+    trainer's to say."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+
+    def state_dict(self) -> dict[str, Any]:
+        scheduler = self._scheduler
+        return {"scheduler": None if scheduler is None else scheduler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if (self._scheduler is None) != (state["scheduler"] is None):
+            raise ValueError(
+                "the checkpoint was written "
+                + ("without" if state["scheduler"] is None else "with")
+                + " a learning-rate scheduler"
+            )
+        if self._scheduler is not None:
+            self._scheduler.load_state_dict(state["scheduler"])
 
 
 class _Rows:

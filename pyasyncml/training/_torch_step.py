@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from . import _optimizers
 from ._optimizers import Bucket, Emitter
-from ._trace import Pair, Passes, Shapes, describe, kind_of, trace
+from ._trace import Pair, Passes, Shapes, SizesNeeded, describe, kind_of, trace
 
 if TYPE_CHECKING:
     import torch
@@ -145,11 +145,8 @@ class TracedStep:
                 + " changed since the step was traced; learning rates may"
             )
         for bucket in self.buckets:
-            group = self.optimizer.param_groups[bucket.group]
-            for member in bucket.members:
-                _optimizers.initialise(
-                    self.optimizer, bucket.rule, group, group["params"][member]
-                )
+            bucket.initialise(self.optimizer)
+            bucket.taken(self.optimizer)
         stale = False
         for name, source in self._sources.items():
             tensor = owners.find(source)
@@ -176,13 +173,6 @@ class TracedStep:
         """What an optimizer's groups are set to, as far as it is part of the graph."""
         return _fixed(optimizer, self._request.varying)
 
-    def count_anew(self) -> None:
-        """After the optimizer's state was loaded: which parameters have taken a
-        step."""
-        for bucket in self.buckets:
-            bucket.fresh = False
-            bucket.fresh = bucket.taken(self.optimizer) == 0
-
     def sync(self, steps: int = 1) -> None:
         """After `steps` native steps: autograd learns that the parameters were written
         to, so that a graph made before can't be run backwards with wrong values."""
@@ -191,7 +181,7 @@ class TracedStep:
         if steps <= 0:
             return
         for bucket in self.buckets:
-            bucket.fresh = False
+            bucket.stepped()
         torch.autograd.graph.increment_version(
             [t for name, t in self.bound.items() if name in self._marks]
         )
@@ -199,10 +189,7 @@ class TracedStep:
     def close(self) -> None:
         """Lets go of the module and the optimizer. State that no step has used goes."""
         for bucket in self.buckets:
-            if bucket.fresh and not bucket.rule.counts:
-                group = self.optimizer.param_groups[bucket.group]
-                for member in bucket.members:
-                    self.optimizer.state.pop(group["params"][member], None)
+            bucket.undo(self.optimizer)
         self.bound.clear()
         self._variants.clear()
         self._sources.clear()
@@ -346,14 +333,16 @@ class _Request:
     def trace(
         self, buckets: list[Bucket] | None = None, parts: int | None = None
     ) -> TracedStep:
-        passes = trace(
-            self.pair,
-            self.batch,
-            accumulate=self.accumulate if parts is None else parts,
-            autocast=self.autocast,
-            dynamic=self.dynamic,
-            wanted=self._wanted(),
-        )
+        options: dict[str, Any] = {
+            "accumulate": self.accumulate if parts is None else parts,
+            "autocast": self.autocast,
+            "wanted": self._wanted(),
+        }
+        try:
+            passes = trace(self.pair, self.batch, dynamic=self.dynamic, **options)
+        except SizesNeeded:  # a graph for each size then
+            self.dynamic, self.grows = [frozenset()] * len(self.batch), False
+            passes = trace(self.pair, self.batch, dynamic=self.dynamic, **options)
         if buckets is None:
             buckets = self._buckets(passes)
         builder = _Builder(self, passes, buckets)
@@ -405,13 +394,12 @@ class _Request:
                 if names[id(parameter)] not in passes.gradients:
                     continue  # as torch.optim does with a parameter without gradient
                 taken = _optimizers.steps_taken(self.optimizer, parameter)
-                _optimizers.initialise(self.optimizer, rule, group, parameter)
                 key = (i, taken, parameter.dtype, parameter.device)
                 if key not in found:
-                    found[key] = Bucket(
-                        i, rule, [], taken == 0, rule.columns(self.varying)
-                    )
+                    found[key] = Bucket(i, rule, [], rule.columns(self.varying))
                 found[key].members.append(member)
+        for bucket in found.values():
+            bucket.initialise(self.optimizer)
         if not found:
             raise ValueError("optimizer: none of its parameters has a gradient")
         return list(found.values())

@@ -96,6 +96,10 @@ def _takes_module(loss: Callable[..., Any]) -> bool:
     return first is not None and first.name in ("module", "model")
 
 
+class SizesNeeded(LoadError):
+    """An operator asks for sizes that were meant to vary."""
+
+
 class Shapes:
     """For which sizes of a batch a graph holds."""
 
@@ -179,7 +183,7 @@ def trace(
 
     `dynamic`: the axes of each batch tensor whose size may vary. `wanted`: the
     parameters whose gradients are; none: the loss alone. Raises `LoadError` where the
-    Python can't be traced,    `InputError` where the operators refuse the batch.
+    Python can't be traced, `InputError` where the operators refuse the batch.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -288,7 +292,7 @@ def trace(
             *gradients.values(),
         ]
 
-    with _explained(batch), _unchanged(pair.whole):
+    with _explained(batch), _unchanged(pair.whole), _without_mkldnn_lstm(pair.whole):
         traced = make_fx(passes, tracing_mode="real", _allow_non_fake_inputs=True)(
             *inputs, *fakes.values(), *fake_buffers.values()
         )
@@ -402,6 +406,23 @@ def _unchanged(module: torch.nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _without_mkldnn_lstm(module: torch.nn.Module) -> Iterator[None]:
+    """oneDNN's LSTM has a backward pass only where its forward pass ran in grad mode,
+    which a graph doesn't: take ATen's own."""
+    import torch
+
+    if not any(isinstance(part, torch.nn.LSTM) for part in module.modules()):
+        yield
+        return
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
+
+
+@contextlib.contextmanager
 def _explained(batch: Sequence[Tensor]) -> Iterator[None]:
     """What goes wrong in tracing, in the user's terms."""
     from torch._subclasses.fake_tensor import (
@@ -439,6 +460,8 @@ def _explained(batch: Sequence[Tensor]) -> Iterator[None]:
         ) from error
     except (RuntimeError, IndexError) as error:
         text = str(error)
+        if "expected to contain only concrete integers" in text:
+            raise SizesNeeded(source_line(error)) from error
         if "data-dependent" in text or "aten._local_scalar_dense" in text:
             raise LoadError(
                 f"{source_line(error)}: Python needs the value of a tensor here; "

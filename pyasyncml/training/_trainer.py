@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
@@ -14,7 +14,9 @@ import numpy as np
 
 from .._call import call
 from .._core import Future, Steps
+from .._weights import announce
 from ..errors import BackendError, Error, InputError, ModelClosed
+from ..model import Model
 from . import _bar, _data
 from ._ahead import Table
 from ._history import Epoch, History
@@ -97,6 +99,7 @@ class Trainer:
             threads=threads,
         )
         self._init(program, seed)
+        announce(module, self)
 
     def _init(self, program: Program, seed: int) -> None:
         self._program = program
@@ -130,6 +133,8 @@ class Trainer:
         stop_on_nan: bool = False,
         priority: int = 0,
         prefetch: int = 4,
+        publish: Model | Sequence[Model] = (),
+        publish_every: int = 100,
     ) -> TrainingRun:
         """Train: a `TrainingRun`, under way at once; await it for its `History`.
 
@@ -144,7 +149,9 @@ class Trainer:
         its `Epoch`; what it returns, if it is true, ends the run (early stopping).
         `progress`: a tqdm bar, in terminals and notebooks. `stop_on_nan`: a loss that
         is not finite ends the run with a `BackendError`. `priority`: of the steps,
-        among what else this trainer is asked for.
+        among what else this trainer is asked for. `publish`: models over the module
+        that get its weights (`Model.update_weights`) about every `publish_every` steps,
+        and in the end.
 
         After `restore` of a run that had not ended, the next `fit`, with the same data
         and arguments, does what was left of it.
@@ -154,7 +161,12 @@ class Trainer:
         the run come what the data raises, `InputError` for batches of the wrong shapes
         and `BackendError`. What is trained is then as after the last whole step.
         """
-        for name, value in (("epochs", epochs), ("prefetch", prefetch)):
+        models = [publish] if isinstance(publish, Model) else list(publish)
+        for name, value in (
+            ("epochs", epochs),
+            ("prefetch", prefetch),
+            ("publish_every", publish_every),
+        ):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}: expected an int, 1 or more, got {value!r}")
         if batch_size is not None and (
@@ -170,7 +182,8 @@ class Trainer:
             raise Error("a run of this trainer is under way: await or cancel it first")
         loop = asyncio.get_running_loop()
         bar = _bar.find() if progress else None
-        plan = _Plan(epochs, priority, prefetch, checked, on_epoch, stop_on_nan)
+        plan = _Plan(priority, prefetch, checked, on_epoch, stop_on_nan)
+        plan.publish, plan.publish_every = models, publish_every
         steps: int | None = None
         if isinstance(source, _data.Arrays):
             plan.batch = min(batch_size or _DEFAULT_BATCH, source.rows)
@@ -210,11 +223,12 @@ class Trainer:
         self, run: TrainingRun, source: _data.Arrays | _data.Batches, plan: _Plan
     ) -> History:
         position = self._position
-        while position.interrupted and not run.stopped:
-            if isinstance(source, _data.Arrays):
-                await self._fit_arrays(run, source, plan)
-            else:
-                await self._fit_batches(run, source, plan)
+        async with self._publishing(run, plan):
+            while position.interrupted and not run.stopped:
+                if isinstance(source, _data.Arrays):
+                    await self._fit_arrays(run, source, plan)
+                else:
+                    await self._fit_batches(run, source, plan)
         position.epochs = position.epoch - position.begin  # where it was stopped
         return run.history()
 
@@ -226,9 +240,7 @@ class Trainer:
         """As many epochs as need nothing from Python in between, or one."""
         position = self._position
         per_epoch = _steps_per_epoch(source.rows, plan.batch)
-        await self._program.open(
-            tuple(array[: plan.batch] for array in source.arrays), idle=True
-        )
+        await self._open(run, tuple(array[: plan.batch] for array in source.arrays))
         run.expect(self._program.values)
         if position.step >= per_epoch:
             raise InputError(
@@ -258,6 +270,16 @@ class Trainer:
                 run, plan, began + epoch - position.begin, epoch_from, last
             )
             epoch_from = last
+
+    async def _open(self, run: TrainingRun, batch: tuple[Any, ...]) -> None:
+        """Makes the program ready. Tracing puts other tensors into the module for a
+        while: nobody may look at it meanwhile, as during a step."""
+        await run.gate(lambda: self._holds == 0)
+        self._busy = True
+        try:
+            await self._program.open(batch, idle=True)
+        finally:
+            self._rest()
 
     async def _fit_steps(
         self,
@@ -387,7 +409,10 @@ class Trainer:
                     count += 1
                     if count <= skip:
                         continue
-                    await self._program.open(batch, idle=not in_flight)
+                    if in_flight:
+                        await self._program.open(batch, idle=False)
+                    else:
+                        await self._open(run, batch)
                     run.expect(self._program.values)
                     while in_flight and (
                         len(in_flight) >= plan.prefetch or run.paused or self._holds > 0
@@ -456,6 +481,8 @@ class Trainer:
         afterwards."""
         self._check_open()
         loop = asyncio.get_running_loop()
+        if self._run is not None and not self._run.done() and self._run.loop != loop:
+            raise RuntimeError("the trainer's run is under way on another event loop")
         if self._lock is None or self._lock[0] is not loop:
             self._lock = (loop, asyncio.Lock())
         self._holds += 1
@@ -545,6 +572,44 @@ class Trainer:
             self._position.restore(await self._program.restore(os.fspath(path)))
             self._resuming = True
 
+    # --- giving to models ---
+
+    @property
+    def _driving(self) -> bool:
+        return self._program.driving
+
+    async def _copy_weights(self) -> dict[str, Any]:
+        """As they are between two steps."""
+        async with self._still():
+            return await self._program.weights()
+
+    async def _publish(self, run: TrainingRun, models: list[Model], every: int) -> None:
+        last = 0
+        async for progress in run:
+            if progress.step - last >= every:
+                last = progress.step
+                for model in models:
+                    await model.update_weights(self)
+
+    @contextlib.asynccontextmanager
+    async def _publishing(self, run: TrainingRun, plan: _Plan) -> AsyncIterator[None]:
+        """Inside, models get the weights every so many steps, and in the end."""
+        if not plan.publish:
+            yield
+            return
+        task = asyncio.get_running_loop().create_task(
+            self._publish(run, plan.publish, plan.publish_every)
+        )
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+        if not task.cancelled():
+            task.result()
+        for model in plan.publish:
+            await model.update_weights(self)
+
     # --- closing ---
 
     def _check_open(self) -> None:
@@ -576,14 +641,12 @@ class _Plan:
 
     def __init__(
         self,
-        epochs: int,
         priority: int,
         prefetch: int,
         validation: _data.Arrays | _data.Batches | None,
         on_epoch: OnEpoch | None,
         stop_on_nan: bool,
     ) -> None:
-        self.epochs = epochs
         self.priority = priority
         self.prefetch = prefetch
         self.validation = validation
@@ -591,6 +654,8 @@ class _Plan:
         self.stop_on_nan = stop_on_nan
         self.batch = _DEFAULT_BATCH
         self.shuffle = False
+        self.publish: list[Model] = []
+        self.publish_every = 0
 
     @property
     def epoch_ends(self) -> bool:

@@ -60,7 +60,8 @@ ort_instance_open(void *program, DLDevice device, int threads, void **opened,
     instance->names = calloc(instance->program->n_inputs + 1, sizeof(char *));
     instance->inputs = calloc(instance->program->n_inputs + 1, sizeof(OrtValue *));
     instance->outputs = calloc(instance->program->n_outputs + 1, sizeof(OrtValue *));
-    if (instance->slots == NULL || instance->names == NULL ||
+    instance->made = calloc(instance->program->n_outputs + 1, sizeof(*instance->made));
+    if (instance->made == NULL || instance->slots == NULL || instance->names == NULL ||
         instance->inputs == NULL || instance->outputs == NULL) {
         code = paml_fail(err, PAML_ERR_MEMORY, "no memory for an instance");
         goto fail;
@@ -104,38 +105,71 @@ ort_instance_close(void *opened)
     free(instance->names);
     free(instance->inputs);
     free(instance->outputs);
+    free(instance->made);
     free(instance);
 }
 
-static void
-release_outputs(struct ort_instance *instance)
+/* Whether it may have failed for memory of another shape that was made for an output:
+   every version says so in words of its own. */
+static bool
+may_be_misled(const struct ort_instance *instance, OrtStatus *status)
 {
-    for (uint32_t i = 0; i < instance->program->n_outputs; i++) {
-        if (instance->outputs[i] != NULL) {
-            ort.ReleaseValue(instance->outputs[i]);
-            instance->outputs[i] = NULL;
+    for (uint32_t i = 0; status != NULL && i < instance->program->n_outputs; i++) {
+        if (instance->made[i].kind != PAML_NONE) {
+            return strstr(ort.GetErrorMessage(status), "shape") != NULL;
         }
     }
+    return false;
+}
+
+static OrtStatus *
+call(struct ort_instance *instance, size_t count)
+{
+    struct ort_program *program = instance->program;
+
+    return ort.Run(instance->session, instance->options, instance->names,
+                   instance->inputs, count, program->output_names, program->n_outputs,
+                   instance->outputs);
+}
+
+static OrtStatus *
+call_with_outputs(struct ort_instance *instance, const struct paml_run *run,
+                  size_t count)
+{
+    struct ort_program *program = instance->program;
+    OrtStatus *status;
+
+    if (!atomic_load_explicit(&program->misled, memory_order_relaxed)) {
+        ort_outputs_make(instance, run);
+    }
+    status = call(instance, count);
+    if (may_be_misled(instance, status)) {
+        /* Once more, without believing the file. */
+        ort.ReleaseStatus(status);
+        ort_outputs_release(instance);
+        status = call(instance, count);
+        if (status == NULL) {
+            atomic_store_explicit(&program->misled, true, memory_order_relaxed);
+        }
+    }
+    return status;
 }
 
 int
 ort_instance_run(void *opened, struct paml_run *run, struct paml_error *err)
 {
     struct ort_instance *instance = opened;
-    struct ort_program *program = instance->program;
     OrtStatus *status;
     size_t count = 0;
     int code = ort_inputs_make(instance, run, &count, err);
 
     if (code == PAML_OK) {
-        status = ort.Run(instance->session, instance->options, instance->names,
-                         instance->inputs, count, program->output_names,
-                         program->n_outputs, instance->outputs);
+        status = call_with_outputs(instance, run, count);
         code = status == NULL ? ort_outputs_write(instance, run, err)
                               : ort_fail(status, PAML_ERR_BACKEND, err);
     }
     ort_inputs_release(instance);
-    release_outputs(instance);
+    ort_outputs_release(instance);
     return code;
 }
 

@@ -23,6 +23,7 @@ struct ort_instance {
     const char **names;
     const OrtValue **inputs;
     OrtValue **outputs;
+    struct paml_value *made; /* memory that was made for an output, or PAML_NONE */
 };
 
 /* As in backend.h. Thread: the worker's, but for stop. GIL: not held, not taken. */
@@ -38,6 +39,10 @@ void ort_instance_stop(void *instance, int on);
 int ort_inputs_make(struct ort_instance *instance, const struct paml_run *run,
                     size_t *count, struct paml_error *err);
 void ort_inputs_release(struct ort_instance *instance);
+
+/* Makes memory for the small outputs whose shape the inputs tell. */
+void ort_outputs_make(struct ort_instance *instance, const struct paml_run *run);
+void ort_outputs_release(struct ort_instance *instance);
 
 /* Writes instance->outputs, whose values move out of it. */
 int ort_outputs_write(struct ort_instance *instance, const struct paml_run *run,

@@ -99,6 +99,8 @@ typedef void (*ort_log_function)(void *param, int level, const char *category,
     X(60, OrtStatus *, GetTensorElementType, (const OrtTensorInfo *, int *))           \
     X(61, OrtStatus *, GetDimensionsCount, (const OrtTensorInfo *, size_t *))          \
     X(62, OrtStatus *, GetDimensions, (const OrtTensorInfo *, int64_t *, size_t))      \
+    X(63, OrtStatus *, GetSymbolicDimensions,                                          \
+      (const OrtTensorInfo *, const char **names, size_t n))                           \
     X(65, OrtStatus *, GetTensorTypeAndShape, (const OrtValue *, OrtTensorInfo **))    \
     X(67, OrtStatus *, GetValueType, (const OrtValue *, int *))                        \
     X(68, OrtStatus *, CreateMemoryInfo,                                               \

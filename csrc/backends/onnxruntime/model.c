@@ -18,6 +18,26 @@ no_memory(const struct ort_program *program, struct paml_error *err)
                      program->path);
 }
 
+/* The names of symbolic sizes; without memory for them none is known. */
+static OrtStatus *
+read_symbols(const OrtTensorInfo *tensor, size_t ndim, struct ort_port *port)
+{
+    const char **names = calloc(ndim, sizeof(char *));
+    OrtStatus *status = NULL;
+
+    port->symbols = calloc(ndim, sizeof(char *));
+    if (names != NULL && port->symbols != NULL) {
+        status = ort.GetSymbolicDimensions(tensor, names, ndim);
+        for (size_t i = 0; i < ndim && status == NULL; i++) {
+            if (names[i] != NULL && names[i][0] != '\0') {
+                port->symbols[i] = strdup(names[i]);
+            }
+        }
+    }
+    free(names);
+    return status;
+}
+
 /* Element type, rank and shape of a tensor. */
 static OrtStatus *
 read_tensor(const OrtTypeInfo *info, struct ort_port *port)
@@ -39,6 +59,9 @@ read_tensor(const OrtTypeInfo *info, struct ort_port *port)
     }
     for (size_t i = 0; port->shape != NULL && i < ndim; i++) {
         port->shape[i] = port->shape[i] < 0 ? -1 : port->shape[i];
+    }
+    if (status == NULL && tensor != NULL && ndim > 0) {
+        status = read_symbols(tensor, ndim, port);
     }
     port->dtype = ort_dtype(port->type);
     return status;
@@ -175,6 +198,8 @@ describe_port(const struct ort_port *port, int has_default, int is_input,
     }
 }
 
+static void find_places(const struct ort_program *program, struct ort_port *port);
+
 /* Required inputs first, then those with an initialiser that may be overridden. */
 static int
 read_ports(struct ort_program *program, struct paml_error *err)
@@ -232,6 +257,7 @@ read_ports(struct ort_program *program, struct paml_error *err)
         if (code == PAML_OK) {
             describe_port(port, 0, 0, &program->specs[at]);
             program->output_names[i] = port->name;
+            find_places(program, port);
         }
     }
     return code;
@@ -261,6 +287,50 @@ is_large(const char *path)
     return large;
 }
 
+/* The first input that has an axis of that name. */
+static struct ort_place
+find_symbol(const struct ort_program *program, const char *symbol)
+{
+    for (uint32_t i = 0; symbol != NULL && i < program->n_inputs; i++) {
+        const struct ort_port *port = &program->inputs[i];
+
+        for (int32_t axis = 0; port->symbols != NULL && axis < port->ndim; axis++) {
+            if (port->symbols[axis] != NULL &&
+                strcmp(port->symbols[axis], symbol) == 0) {
+                return (struct ort_place){(int32_t)i, axis};
+            }
+        }
+    }
+    return (struct ort_place){-1, 0};
+}
+
+/* Which output's shape is known once the inputs are: those are run into memory of our
+   own (outputs.c). */
+static void
+find_places(const struct ort_program *program, struct ort_port *port)
+{
+    struct ort_place *places;
+
+    for (uint32_t i = 0; i < program->n_inputs; i++) {
+        if (strcmp(port->name, program->inputs[i].name) == 0) {
+            return; /* what is given back isn't written, but referred to */
+        }
+    }
+    if (port->kind != ORT_KIND_TENSOR || port->optional || port->type == ORT_STRING ||
+        port->ndim == 0 || port->symbols == NULL ||
+        (places = calloc((size_t)port->ndim, sizeof(*places))) == NULL) {
+        return;
+    }
+    for (int32_t axis = 0; axis < port->ndim; axis++) {
+        places[axis] = find_symbol(program, port->symbols[axis]);
+        if (port->shape[axis] < 0 && places[axis].input < 0) {
+            free(places);
+            return;
+        }
+    }
+    port->places = places;
+}
+
 int
 ort_program_load(const struct paml_load_spec *spec, void **loaded,
                  struct paml_error *err)
@@ -282,6 +352,7 @@ ort_program_load(const struct paml_load_spec *spec, void **loaded,
         return paml_fail(err, PAML_ERR_MEMORY, "%s: no memory to load it", spec->path);
     }
     atomic_init(&program->taken, false);
+    atomic_init(&program->misled, false);
     program->device =
         spec->device.device_type != 0 ? spec->device : (DLDevice){kDLCPU, 0};
     program->threads = spec->threads > 0 ? spec->threads : 1;
@@ -309,6 +380,12 @@ free_ports(struct ort_port *ports, uint32_t count)
 {
     for (uint32_t i = 0; ports != NULL && i < count; i++) {
         free(ports[i].name);
+        for (int32_t axis = 0; ports[i].symbols != NULL && axis < ports[i].ndim;
+             axis++) {
+            free(ports[i].symbols[axis]);
+        }
+        free(ports[i].symbols);
+        free(ports[i].places);
         free(ports[i].shape);
     }
     free(ports);

@@ -15,6 +15,12 @@
 
 #include "library.h"
 
+/* Where a symbolic size is found when a run begins: an axis of an input. */
+struct ort_place {
+    int32_t input; /* -1: nowhere */
+    int32_t axis;
+};
+
 /* One input or output. */
 struct ort_port {
     char *name;
@@ -24,6 +30,8 @@ struct ort_port {
     DLDataType dtype;
     int32_t ndim; /* 0: a scalar, or not known: ONNX Runtime doesn't tell them apart */
     int64_t *shape;
+    char **symbols;           /* ndim names, NULL where there is none */
+    struct ort_place *places; /* of outputs whose shape the inputs tell, else NULL */
 };
 
 struct ort_program {
@@ -33,6 +41,8 @@ struct ort_program {
     int threads;
     bool shared;       /* by all instances on that device */
     atomic_bool taken; /* by an instance, where it isn't */
+    /* An output had another shape than the file says: nobody believes it any more. */
+    atomic_bool misled;
     uint32_t n_inputs, n_outputs;
     struct ort_port *inputs, *outputs;
     struct paml_spec *specs; /* inputs, then outputs */

@@ -8,6 +8,9 @@
 #include "string_tensor.h"
 #include "types.h"
 
+/* Larger ones are better off in the library's arena, whose pages are there already. */
+#define MADE_MOST (64 << 10)
+
 /* What a tensor's value owns. */
 struct lease {
     OrtValue *value;
@@ -340,6 +343,94 @@ put_optional(const struct writing *writing, OrtValue **value)
     return put(writing, value);
 }
 
+/* The shape that the run's inputs give an output; false: one of them is left out. */
+static bool
+shape_of(const struct ort_port *port, const struct paml_run *run, int64_t *shape)
+{
+    for (int32_t axis = 0; axis < port->ndim; axis++) {
+        const struct ort_place *place = &port->places[axis];
+        const struct paml_value *value = &run->inputs[place->input];
+
+        shape[axis] = port->shape[axis];
+        if (shape[axis] >= 0) {
+            continue;
+        }
+        if ((uint32_t)place->input >= run->n_inputs || value->kind != PAML_TENSOR ||
+            place->axis >= value->tensor.ndim) {
+            return false;
+        }
+        shape[axis] = value->tensor.shape[place->axis];
+    }
+    return true;
+}
+
+/* Thread: worker. GIL: not held. Locks: none. */
+void
+ort_outputs_make(struct ort_instance *instance, const struct paml_run *run)
+{
+    const struct ort_program *program = instance->program;
+    int64_t shape[PAML_MAX_RANK], elements;
+    size_t bytes;
+
+    for (uint32_t i = 0; i < program->n_outputs; i++) {
+        const struct ort_port *port = &program->outputs[i];
+        struct paml_value *made = &instance->made[i];
+        OrtStatus *status;
+
+        if (port->places == NULL || !shape_of(port, run, shape)) {
+            continue;
+        }
+        elements = 1;
+        for (int32_t axis = 0; axis < port->ndim && elements <= MADE_MOST; axis++) {
+            elements =
+                shape[axis] <= MADE_MOST ? elements * shape[axis] : MADE_MOST + 1;
+        }
+        bytes = elements <= MADE_MOST ? paml_dtype_bytes(port->dtype, elements) : 0;
+        if (bytes == 0 || bytes > MADE_MOST ||
+            paml_tensor_new(made, port->dtype, port->ndim, shape) < 0) {
+            continue; /* the library makes it */
+        }
+        status = ort.CreateTensorWithDataAsOrtValue(ort.host, made->tensor.data, bytes,
+                                                    shape, (size_t)port->ndim,
+                                                    port->type, &instance->outputs[i]);
+        if (status != NULL) {
+            ort_ignore(status);
+            paml_value_release(made);
+            made->kind = PAML_NONE;
+        }
+    }
+}
+
+/* Thread: worker. GIL: not held. Locks: none. */
+void
+ort_outputs_release(struct ort_instance *instance)
+{
+    for (uint32_t i = 0; i < instance->program->n_outputs; i++) {
+        if (instance->outputs[i] != NULL) {
+            ort.ReleaseValue(instance->outputs[i]);
+            instance->outputs[i] = NULL;
+        }
+        if (instance->made[i].kind != PAML_NONE) {
+            paml_value_release(&instance->made[i]);
+            instance->made[i].kind = PAML_NONE;
+        }
+    }
+}
+
+/* What was made for it is the output. */
+static int
+put_made(const struct writing *writing, struct paml_value *made)
+{
+    struct paml_value *to = paml_outputs_append(writing->outputs, 1);
+
+    if (to == NULL) {
+        return no_memory(writing);
+    }
+    *to = *made;
+    made->kind = PAML_NONE;
+    return PAML_OK;
+}
+
 /* Thread: worker. GIL: not held. Locks: none. */
 int
 ort_outputs_write(struct ort_instance *instance, const struct paml_run *run,
@@ -362,7 +453,9 @@ ort_outputs_write(struct ort_instance *instance, const struct paml_run *run,
         const struct ort_port *port = &program->outputs[i];
         OrtValue **value = &instance->outputs[i];
 
-        code = port->optional                  ? put_optional(&writing, value)
+        code = instance->made[i].kind != PAML_NONE
+                   ? put_made(&writing, &instance->made[i])
+               : port->optional                ? put_optional(&writing, value)
                : port->kind == ORT_KIND_TENSOR ? put_tensor(&writing, value)
                                                : put(&writing, value);
     }

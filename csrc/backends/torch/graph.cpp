@@ -199,15 +199,25 @@ Graph::describe()
     for (const GraphConstant &constant : constants) {
         stateful |= constant.written;
     }
-    output_.kinds =
-        output.kind == PAML_NONE ? PAML_KIND_ANY : PAML_KIND_BIT(output.kind);
-    output_.ndim = -1;
-    output_.batch_axis = -1;
+    for (const OutputLeaf &leaf : output_leaves) {
+        struct paml_spec spec = {};
+        spec.name = leaf.name.empty() ? nullptr : leaf.name.c_str();
+        spec.kinds = PAML_KIND_ANY;
+        spec.ndim = -1;
+        spec.batch_axis = -1;
+        if (leaf.dtype != c10::ScalarType::Undefined) {
+            spec.kinds = PAML_KIND_BIT(PAML_TENSOR);
+            spec.dtype = at::getDLDataType(at::empty({0}, leaf.dtype));
+            spec.ndim = (int32_t)leaf.shape.size();
+            spec.shape = leaf.shape.data();
+        }
+        outputs_.push_back(spec);
+    }
     entry_.name = name.c_str();
     entry_.n_inputs = (uint32_t)inputs_.size();
     entry_.inputs = inputs_.data();
-    entry_.n_outputs = 1;
-    entry_.outputs = &output_;
+    entry_.n_outputs = (uint32_t)outputs_.size();
+    entry_.outputs = outputs_.data();
     entry_.stateful = stateful;
 }
 
@@ -234,10 +244,35 @@ alias_of(const at::Tensor &tensor, bool requires_grad)
     return alias;
 }
 
+GraphWeights::GraphWeights(const Graph &graph) : graph_(graph)
+{
+    for (const GraphConstant &constant : graph.constants) {
+        tensors_.push_back(constant.tensor);
+    }
+}
+
+GraphWeights::GraphWeights(const Graph &graph, std::vector<at::Tensor> tensors)
+    : graph_(graph), tensors_(std::move(tensors))
+{
+    bool same = tensors_.size() == graph.constants.size();
+
+    for (size_t i = 0; same && i < tensors_.size(); i++) {
+        const at::Tensor &was = graph.constants[i].tensor;
+        same = tensors_[i].sizes() == was.sizes() &&
+               tensors_[i].dtype() == was.dtype() &&
+               tensors_[i].strides() == was.strides() &&
+               tensors_[i].device() == was.device();
+    }
+    if (!same) {
+        throw Failure(PAML_ERR_LOAD, "other weights than the graph was made for");
+    }
+}
+
 std::vector<at::Tensor>
-Graph::constants_for(c10::Device device)
+GraphWeights::on(c10::Device device)
 {
     const std::lock_guard<std::mutex> lock(copies_lock_);
+    const c10::Device home = graph_.home;
     std::vector<at::Tensor> tensors;
     std::vector<at::Tensor> *moved = nullptr;
 
@@ -245,17 +280,16 @@ Graph::constants_for(c10::Device device)
         moved = &copies_[{device.type(), device.index()}];
         if (moved->empty()) {
             const at::NoGradGuard no_grad;
-            for (const GraphConstant &constant : constants) {
-                moved->push_back(constant.tensor.device() == home
-                                     ? constant.tensor.detach().to(device)
-                                     : constant.tensor);
+            for (const at::Tensor &tensor : tensors_) {
+                moved->push_back(tensor.device() == home ? tensor.detach().to(device)
+                                                         : tensor);
             }
         }
     }
-    for (size_t i = 0; i < constants.size(); i++) {
-        const GraphConstant &constant = constants[i];
-        const at::Tensor &source = moved != nullptr ? (*moved)[i] : constant.tensor;
-        if (constant.written && !shares_state) {
+    for (size_t i = 0; i < tensors_.size(); i++) {
+        const GraphConstant &constant = graph_.constants[i];
+        const at::Tensor &source = moved != nullptr ? (*moved)[i] : tensors_[i];
+        if (constant.written && !graph_.shares_state) {
             const at::NoGradGuard no_grad;
             tensors.push_back(source.detach().clone());
         } else {

@@ -7,8 +7,8 @@
  *
  * Values live in slots, numbered through all bodies: the constants first, in order.
  *
- * Owner: the capsule that Python holds and the programs made from it, by shared_ptr.
- * Read-only once it is built, but for the table of copies, which has a lock of its own.
+ * Owner: the capsules that Python holds and the programs made from them, by shared_ptr.
+ * Read-only once it is built.
  */
 #ifndef PAML_TORCH_GRAPH_H
 #define PAML_TORCH_GRAPH_H
@@ -27,6 +27,7 @@
 #include <c10/core/Device.h>
 
 #include "backend.h"
+#include "compiled.h"
 #include "program.h"
 
 namespace pyasyncml {
@@ -85,6 +86,7 @@ enum class NodeKind : uint8_t {
     Assert,
     Cond,
     WhileLoop,
+    Compiled, /* all of the program, by Graph::compiled */
 };
 
 /* NodeKind of a name that Python uses ("add", "sym_size"); nothing if there is none. */
@@ -151,6 +153,13 @@ struct InputArgument {
     bool optional = false;      /* all its leaves are fixed */
 };
 
+/* What the signature says of one leaf of the output. */
+struct OutputLeaf {
+    std::string name; /* logits, states[0]; empty: it is the output */
+    c10::ScalarType dtype = c10::ScalarType::Undefined; /* of a tensor */
+    std::vector<int64_t> shape;                         /* with -1 */
+};
+
 /* A tensor that the graph was built round: a parameter, a buffer, a literal. */
 struct GraphConstant {
     at::Tensor tensor; /* detached: the same storage and version counter */
@@ -167,12 +176,15 @@ class Graph {
     bool shares_state = false;
     std::optional<at::Generator> generator; /* for operators that got none */
 
+    std::unique_ptr<CompiledPackage> compiled; /* or NULL */
+
     std::vector<GraphConstant> constants; /* slots 0 to n - 1 */
     std::vector<Symbol> symbols;
     std::vector<InputLeaf> leaves;
     std::vector<InputArgument> arguments;
     std::vector<Body> bodies; /* the first is the program */
     Tree output;
+    std::vector<OutputLeaf> output_leaves;
     size_t n_slots = 0;
     bool writes_inputs = false;
 
@@ -185,18 +197,32 @@ class Graph {
         return &entry_;
     }
 
-    /* The constants as an instance on `device` uses them. Instances of a device share
-       their storage, but for what they write to. Thread: any. Locks: copies_lock_. */
-    std::vector<at::Tensor> constants_for(c10::Device device);
-
   private:
     void find_writes();
     void find_last_uses(Body &body);
     void describe();
 
-    std::vector<struct paml_spec> inputs_;
-    struct paml_spec output_ = {};
+    std::vector<struct paml_spec> inputs_, outputs_;
     struct paml_entry entry_ = {};
+};
+
+/* The tensors that a graph runs over: its own constants, or others of their kind.
+ *
+ * Owner: as the graph. Read-only but for the table of copies, which has a lock. */
+class GraphWeights {
+  public:
+    explicit GraphWeights(const Graph &graph);
+    /* As many as the graph has constants, of the same kinds; throws
+       Failure(PAML_ERR_LOAD). */
+    GraphWeights(const Graph &graph, std::vector<at::Tensor> tensors);
+
+    /* As an instance on `device` uses them. Instances of a device share their storage,
+       but for what they write to. Thread: any. Locks: copies_lock_. */
+    std::vector<at::Tensor> on(c10::Device device);
+
+  private:
+    const Graph &graph_;
+    std::vector<at::Tensor> tensors_;
 
     std::mutex copies_lock_;
     std::map<std::pair<c10::DeviceType, c10::DeviceIndex>, std::vector<at::Tensor>>

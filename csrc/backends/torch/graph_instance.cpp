@@ -12,13 +12,13 @@ namespace pyasyncml {
 std::unique_ptr<ServedInstance>
 GraphProgram::open(DLDevice device, int threads)
 {
-    return std::make_unique<GraphInstance>(*graph_, device, threads);
+    return std::make_unique<GraphInstance>(options_, device, threads);
 }
 
-GraphInstance::GraphInstance(Graph &graph, DLDevice device, int threads)
-    : graph_(graph), device_(require_device(device)),
-      elsewhere_(device_.type() != graph.home.type()), threads_(threads),
-      slots_(graph.n_slots)
+GraphInstance::GraphInstance(const GraphOptions &options, DLDevice device, int threads)
+    : graph_(*options.graph), device_(require_device(device)),
+      elsewhere_(device_.type() != graph_.home.type()), threads_(threads),
+      slots_(graph_.n_slots)
 {
     if (threads_ > 0) {
         use_threads(threads_);
@@ -26,7 +26,7 @@ GraphInstance::GraphInstance(Graph &graph, DLDevice device, int threads)
     if (!device_.is_cpu()) {
         queue_ = std::make_unique<Queue>(device_);
     }
-    std::vector<at::Tensor> constants = graph_.constants_for(device_);
+    std::vector<at::Tensor> constants = options.weights->on(device_);
     for (size_t i = 0; i < constants.size(); i++) {
         if (graph_.constants[i].written && !constants[i].is_inference()) {
             written_.push_back(constants[i]);
@@ -34,6 +34,9 @@ GraphInstance::GraphInstance(Graph &graph, DLDevice device, int threads)
         slots_[i] = std::move(constants[i]);
     }
     versions_.resize(written_.size());
+    if (graph_.compiled != nullptr) {
+        loader_ = &graph_.compiled->loader_for(device_);
+    }
     if (queue_ != nullptr) {
         queue_->follow_default_stream(); /* where constants were copied */
     }
@@ -95,6 +98,28 @@ GraphInstance::run_call(const Node &node)
         }
     }
     stack_.clear();
+}
+
+void
+GraphInstance::run_package(const Node &node)
+{
+    std::vector<at::Tensor> inputs;
+    inputs.reserve(node.operands.size());
+    for (const Operand &operand : node.operands) {
+        inputs.push_back(value_of(operand).toTensor());
+    }
+    void *stream = queue_ != nullptr ? queue_->native_handle() : nullptr;
+    std::vector<at::Tensor> outputs = run_compiled(*loader_, std::move(inputs), stream);
+    if (outputs.size() < node.results.size()) {
+        throw Failure(PAML_ERR_BACKEND, "the compiled program gave " +
+                                            std::to_string(outputs.size()) +
+                                            " outputs, not what it says");
+    }
+    for (size_t i = 0; i < node.results.size(); i++) {
+        if (node.results[i] >= 0) {
+            slots_[(size_t)node.results[i]] = std::move(outputs[i]);
+        }
+    }
 }
 
 /* What a body gives, after it ran. */
@@ -175,6 +200,9 @@ GraphInstance::run_node(const Node &node)
     case NodeKind::Cond:
     case NodeKind::WhileLoop:
         run_control_flow(node);
+        return;
+    case NodeKind::Compiled:
+        run_package(node);
         return;
     default:
         break;
@@ -271,6 +299,28 @@ GraphInstance::call(const struct paml_run &run, bool *saw_device)
     if (queue_ != nullptr && *saw_device) {
         queue_->follow_default_stream();
     }
+    /* Fused optimizers write without counting: Python's check for stale graphs would
+       stay silent. */
+    struct CountVersions {
+        GraphInstance &instance;
+        explicit CountVersions(GraphInstance &of) : instance(of)
+        {
+            for (size_t i = 0; i < instance.written_.size(); i++) {
+                instance.versions_[i] = (uint32_t)instance.written_[i]._version();
+            }
+        }
+        ~CountVersions()
+        {
+            for (size_t i = 0; i < instance.written_.size(); i++) {
+                const at::Tensor &tensor = instance.written_[i];
+                if ((uint32_t)tensor._version() == instance.versions_[i]) {
+                    tensor.unsafeGetTensorImpl()->bump_version();
+                }
+            }
+        }
+    };
+
+    const CountVersions count(*this);
     const Body &program = graph_.bodies[0];
     run_body(program);
     std::vector<c10::IValue> leaves;
@@ -302,31 +352,9 @@ GraphInstance::run(struct paml_run *run)
         }
     } give_back = {*this};
 
-    /* Fused optimizers write without counting: Python's check for stale graphs would
-       stay silent. */
-    struct CountVersions {
-        GraphInstance &instance;
-        explicit CountVersions(GraphInstance &of) : instance(of)
-        {
-            for (size_t i = 0; i < instance.written_.size(); i++) {
-                instance.versions_[i] = (uint32_t)instance.written_[i]._version();
-            }
-        }
-        ~CountVersions()
-        {
-            for (size_t i = 0; i < instance.written_.size(); i++) {
-                const at::Tensor &tensor = instance.written_[i];
-                if ((uint32_t)tensor._version() == instance.versions_[i]) {
-                    tensor.unsafeGetTensorImpl()->bump_version();
-                }
-            }
-        }
-    };
-
     bool saw_device = false;
     c10::IValue result;
     try {
-        const CountVersions count(*this);
         result = call(*run, &saw_device);
     } catch (...) {
         /* The device may still be reading inputs that the caller is about to free. */

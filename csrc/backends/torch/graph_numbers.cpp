@@ -260,6 +260,7 @@ node_kind_of(const std::string &name)
         {"assert", NodeKind::Assert},
         {"cond", NodeKind::Cond},
         {"while_loop", NodeKind::WhileLoop},
+        {"compiled", NodeKind::Compiled},
     };
     const auto found = kinds.find(name);
     return found != kinds.end() ? std::optional(found->second) : std::nullopt;

@@ -15,30 +15,31 @@ namespace pyasyncml {
 /* What the capsule that Python holds points to, and load() gets as its options. */
 struct GraphOptions {
     std::shared_ptr<Graph> graph;
+    std::shared_ptr<GraphWeights> weights;
 };
 
 class GraphProgram : public ServedProgram {
   public:
     /* `options`: a GraphOptions. Thread: worker. */
     explicit GraphProgram(const void *options)
-        : graph_(static_cast<const GraphOptions *>(options)->graph)
+        : options_(*static_cast<const GraphOptions *>(options))
     {
     }
 
     const struct paml_entry *entry() const override
     {
-        return graph_->entry();
+        return options_.graph->entry();
     }
 
     std::unique_ptr<ServedInstance> open(DLDevice device, int threads) override;
 
   private:
-    const std::shared_ptr<Graph> graph_;
+    const GraphOptions options_;
 };
 
 class GraphInstance : public ServedInstance {
   public:
-    GraphInstance(Graph &graph, DLDevice device, int threads);
+    GraphInstance(const GraphOptions &options, DLDevice device, int threads);
 
     void run(struct paml_run *run) override;
 
@@ -54,6 +55,7 @@ class GraphInstance : public ServedInstance {
     void run_body(const Body &body);
     void run_node(const Node &node);
     void run_call(const Node &node);
+    void run_package(const Node &node);
     void run_control_flow(const Node &node);
     void take_results(const Body &body, std::vector<c10::IValue> &values);
     c10::IValue value_of(const Operand &operand);
@@ -65,7 +67,8 @@ class GraphInstance : public ServedInstance {
     const c10::Device device_;
     const bool elsewhere_; /* not the kind of device that the graph was made on */
     const int threads_;    /* 0: as the thread has it */
-    std::unique_ptr<Queue> queue_; /* on accelerators */
+    std::unique_ptr<Queue> queue_;                              /* on accelerators */
+    torch::inductor::AOTIModelPackageLoader *loader_ = nullptr; /* the graph's */
     std::vector<c10::IValue> slots_, stack_;
     std::vector<at::Tensor> written_; /* constants whose versions the run counts up */
     std::vector<uint32_t> versions_;

@@ -193,12 +193,17 @@ class GraphReader {
         if (graph_.bodies.empty()) {
             throw Failure(PAML_ERR_LOAD, "graph: no body");
         }
+        if (!description[12].is_none()) {
+            graph_.compiled = std::make_unique<CompiledPackage>(
+                description[12][0].text(), (size_t)description[12][1].integer());
+        }
         for (const Body &body : graph_.bodies) {
             for (const Node &node : body.nodes) {
                 check_bodies(node);
             }
         }
         graph_.output = read_tree(description[10], graph_.bodies[0].results.size());
+        each(description[11], [&](const Item &item) { read_output(item); });
         graph_.finish();
     }
 
@@ -321,6 +326,20 @@ class GraphReader {
         graph_.arguments.push_back(std::move(argument));
     }
 
+    void read_output(const Item &item)
+    {
+        OutputLeaf leaf;
+        if (!item[0].is_none()) {
+            leaf.name = item[0].text();
+        }
+        if (!item[1].is_none()) {
+            leaf.dtype = dtype_named(item[1].text());
+            each(item[2],
+                 [&](const Item &size) { leaf.shape.push_back(size.integer()); });
+        }
+        graph_.output_leaves.push_back(std::move(leaf));
+    }
+
     Operand read_operand(const Item &item) const
     {
         Operand operand;
@@ -389,7 +408,8 @@ class GraphReader {
             throw Failure(PAML_ERR_LOAD, "unknown node " + kind);
         }
         node.kind = *known;
-        if (node.bodies.empty() && node.kind != NodeKind::GetItem) {
+        if (node.bodies.empty() && node.kind != NodeKind::GetItem &&
+            node.kind != NodeKind::Compiled) {
             for (const int32_t result : node.results) {
                 mark_number(result, c10::TypeKind::NumberType);
             }
@@ -424,6 +444,9 @@ class GraphReader {
         if (node.bodies.size() != wanted) {
             throw Failure(PAML_ERR_LOAD, node.place + ": wrong number of bodies");
         }
+        if (node.kind == NodeKind::Compiled && graph_.compiled == nullptr) {
+            throw Failure(PAML_ERR_LOAD, "graph: there is no compiled program");
+        }
         for (const uint32_t body : node.bodies) {
             if (body == 0 || body >= graph_.bodies.size()) {
                 throw Failure(PAML_ERR_LOAD, node.place + ": no such body");
@@ -437,7 +460,7 @@ class GraphReader {
 
 /* What Python objects outlive their capsule, since a worker still runs the graph. */
 struct Kept {
-    std::weak_ptr<Graph> graph;
+    std::weak_ptr<GraphWeights> weights;
     PyObject *objects;
 };
 
@@ -452,7 +475,7 @@ drop_what_has_ended()
     {
         const std::lock_guard<std::mutex> lock(kept_lock);
         for (size_t i = 0; i < kept.size();) {
-            if (kept[i].graph.expired()) {
+            if (kept[i].weights.expired()) {
                 dropped.push_back(kept[i].objects);
                 kept[i] = kept.back();
                 kept.pop_back();
@@ -472,7 +495,7 @@ void
 destroy_options(PyObject *capsule)
 {
     auto *options = static_cast<GraphOptions *>(PyCapsule_GetPointer(capsule, CAPSULE));
-    const Kept entry = {options->graph,
+    const Kept entry = {options->weights,
                         static_cast<PyObject *>(PyCapsule_GetContext(capsule))};
     delete options;
     {
@@ -483,6 +506,30 @@ destroy_options(PyObject *capsule)
 }
 
 } // namespace
+
+static PyObject *
+new_capsule(std::unique_ptr<GraphOptions> options, PyObject *keep)
+{
+    PyObject *capsule = PyCapsule_New(options.get(), CAPSULE, destroy_options);
+
+    if (capsule != nullptr) {
+        options.release();
+        PyCapsule_SetContext(capsule, Py_NewRef(keep));
+    }
+    return capsule;
+}
+
+/* The C++ exception under way as Python's. */
+static PyObject *
+raise()
+{
+    struct paml_error error;
+    const int code = report(&error, PAML_ERR_LOAD);
+
+    PyErr_SetString(code == PAML_ERR_MEMORY ? PyExc_MemoryError : PyExc_ValueError,
+                    error.message);
+    return nullptr;
+}
 
 const char graph_from_python_doc[] =
     "graph(description, keep, /)\n--\n\n"
@@ -501,19 +548,45 @@ graph_from_python(PyObject *, PyObject *args)
         auto options = std::make_unique<GraphOptions>();
         options->graph = std::make_shared<Graph>();
         GraphReader(*options->graph).read(Item(description));
-        PyObject *capsule = PyCapsule_New(options.get(), CAPSULE, destroy_options);
-        if (capsule == nullptr) {
-            return nullptr;
-        }
-        options.release();
-        PyCapsule_SetContext(capsule, Py_NewRef(keep));
-        return capsule;
+        options->weights = std::make_shared<GraphWeights>(*options->graph);
+        return new_capsule(std::move(options), keep);
     } catch (...) {
-        struct paml_error error;
-        const int code = report(&error, PAML_ERR_LOAD);
-        PyErr_SetString(code == PAML_ERR_MEMORY ? PyExc_MemoryError : PyExc_ValueError,
-                        error.message);
+        return raise();
+    }
+}
+
+const char graph_with_weights_doc[] = "with_weights(capsule, tensors, keep, /)\n--\n\n"
+                                      "The same graph over other tensors of the same "
+                                      "kinds: as many as it has constants,\n"
+                                      "in their order. A new capsule.";
+
+PyObject *
+graph_with_weights(PyObject *, PyObject *args)
+{
+    PyObject *capsule, *tensors, *keep;
+
+    if (!PyArg_ParseTuple(args, "OOO:with_weights", &capsule, &tensors, &keep)) {
         return nullptr;
+    }
+    const auto *from =
+        static_cast<const GraphOptions *>(PyCapsule_GetPointer(capsule, CAPSULE));
+    if (from == nullptr) {
+        return nullptr;
+    }
+    drop_what_has_ended();
+    try {
+        const Item items(tensors);
+        std::vector<at::Tensor> weights;
+        for (size_t i = 0; i < items.size(); i++) {
+            weights.push_back(at::Tensor(items[i].pointer<c10::TensorImpl>()).detach());
+        }
+        auto options = std::make_unique<GraphOptions>();
+        options->graph = from->graph;
+        options->weights =
+            std::make_shared<GraphWeights>(*from->graph, std::move(weights));
+        return new_capsule(std::move(options), keep);
+    } catch (...) {
+        return raise();
     }
 }
 

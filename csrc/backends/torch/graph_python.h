@@ -14,7 +14,11 @@ namespace pyasyncml {
    Thread: any. GIL: held. */
 PyObject *graph_from_python(PyObject *module, PyObject *args);
 
-extern const char graph_from_python_doc[];
+/* with_weights(capsule, tensors, keep) -> capsule: the same graph over other tensors.
+   Thread: any. GIL: held. */
+PyObject *graph_with_weights(PyObject *module, PyObject *args);
+
+extern const char graph_from_python_doc[], graph_with_weights_doc[];
 
 } // namespace pyasyncml
 #endif

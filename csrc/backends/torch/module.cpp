@@ -31,6 +31,8 @@ module_exec(PyObject *module)
 static PyMethodDef module_methods[] = {
     {"graph", pyasyncml::graph_from_python, METH_VARARGS,
      pyasyncml::graph_from_python_doc},
+    {"with_weights", pyasyncml::graph_with_weights, METH_VARARGS,
+     pyasyncml::graph_with_weights_doc},
     {nullptr, nullptr, 0, nullptr},
 };
 
