@@ -112,9 +112,10 @@ def load(
     `queue`: the bound, see `Queue`. `inline_below`: seconds; a request that finds the
     model idle, and whose kind has been taking less than this lately, runs at once in
     the caller, whose loop it blocks for that long; 0, the default: none does.
-    `backend`: "torch", "onnx" or "python", where the content doesn't tell. `sha256`:
-    the file's checksum in hex; without it, a file of the same name with ".sha256" added
-    is looked for. `name`: what errors and stats call it.
+    `backend`: "torch", "onnx", "tensorflow" or "python", where the content doesn't
+    tell. `sha256`: the file's checksum in hex (of a folder, that of the list that
+    sha256sum makes of its files in order); without it, a file of the same name with
+    ".sha256" added is looked for. `name`: what errors and stats call it.
 
     A model file is code: load only what you would run.
 

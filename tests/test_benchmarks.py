@@ -15,7 +15,16 @@ from typing import Any
 
 import pytest
 
-from benchmarks import filetypes, load, minilm, overload, report, streams, train
+from benchmarks import (
+    filetypes,
+    load,
+    minilm,
+    overload,
+    report,
+    savedmodels,
+    streams,
+    train,
+)
 from benchmarks.beat import Beat
 from benchmarks.contenders import (
     Batch,
@@ -126,6 +135,23 @@ def test_the_onnx_suite_measures_everyone_and_the_floor(tmp_path: Path) -> None:
                 == (model, instances, "closed")
             ]
             assert {cell.contender for cell in cells} == names
+    for figure in figures(results):
+        assert figure.text in text
+
+
+@needs_compiler
+@pytest.mark.skipif(bool(savedmodels.missing()), reason="tensorflow isn't installed")
+def test_the_tensorflow_suite_measures_everyone_and_the_floor(tmp_path: Path) -> None:
+    results, text = smoke("tensorflow", tmp_path)
+    for model in (savedmodels.TINY_NAME, savedmodels.NAME):
+        for instances in (1, 2):
+            cells = [
+                cell
+                for cell in results.cells
+                if (cell.workload, cell.instances, cell.mode)
+                == (model, instances, "closed")
+            ]
+            assert {cell.contender for cell in cells} == set(savedmodels.starters())
     for figure in figures(results):
         assert figure.text in text
 
