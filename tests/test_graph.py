@@ -638,6 +638,38 @@ class Typed(nn.Module):
         return self.kind(x, x)
 
 
+def test_sessions_keep_the_state_of_an_exported_cell():
+    cell = nn.GRUCell(4, 4)
+
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = cell
+
+        def forward(self, x: Any, state: Any) -> Any:
+            state = self.cell(x, state)
+            return state.sum(1), state
+
+    zeros = torch.zeros(1, 4)
+    chunks = [torch.randn(1, 4) for _ in range(5)]
+
+    async def main():
+        batching = ml.Batching(max_rows=4)
+        inputs = (chunks[0], zeros)
+        async with ml.load(Steps(), inputs=inputs, batching=batching) as model:
+            sessions = [model.session(state=zeros) for _ in range(3)]
+            states = [zeros] * 3
+            for chunk in chunks:
+                answers = await asyncio.gather(*(s.infer(chunk) for s in sessions))
+                for i, total in enumerate(answers):
+                    states[i] = cell(chunk, states[i]).detach()
+                    torch.testing.assert_close(total, states[i].sum(1))
+            for session in sessions:
+                session.close()
+
+    asyncio.run(main())
+
+
 def test_other_method_is_served_by_its_name():
     class Two(nn.Module):
         def forward(self, x: Any) -> Any:
