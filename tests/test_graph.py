@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import importlib.util
 import threading
 import time
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -749,3 +751,26 @@ def test_several_instances_of_a_stateful_module_warn():
         assert any("keeps state of its own" in str(w.message) for w in caught)
 
     asyncio.run(main())
+
+
+def test_module_is_let_go_of_when_its_model_has_ended():
+    """Also where the weights' Python objects are gone before the worker is."""
+    module = nn.Linear(3, 2)
+    gone = [weakref.ref(module.weight), weakref.ref(module)]
+    x = torch.ones(1, 3)
+
+    async def main(module: Any) -> None:
+        model = await ml.load(module, inputs=x)
+        del module
+        await model.infer(x)
+        await model.close()
+
+    coroutine = main(module)
+    del module
+    asyncio.run(coroutine)
+    del coroutine
+    gc.collect()
+    # Whatever still ran then is let go of at the next load.
+    serve(Sum(), x, (x,))
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
