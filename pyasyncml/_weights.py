@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ._call import call
 from .errors import Error, LoadError
 
 if TYPE_CHECKING:
@@ -120,22 +119,46 @@ def announce(module: Any, trainer: Trainer) -> None:
     _trainers[module] = weakref.ref(trainer)
 
 
+class Copies:
+    """A torch module's tensors by name, as they were between two steps."""
+
+    def __init__(self, module: Any) -> None:
+        self.tensors = copy_of(module)
+
+    async def successor(self, model: Model) -> Model:
+        """The same model over these, started. Raises `Error` and `LoadError`."""
+        from ._call import call
+
+        if model._live is None:
+            raise Error(
+                f"model {model.name!r} wasn't loaded from a live module with example "
+                "inputs; reload(source) changes what it serves"
+            )
+        other: Model = await call(model._live.model, self.tensors)
+        try:
+            await other._start()
+        except BaseException:
+            other._abort()
+            raise
+        return other
+
+
 async def detach_models(module: Any) -> None:
     """The module's memory is about to change: models over it get a copy."""
+    from ._call import call
+
     models = [m for m in _models.get(module, ()) if not m._closing]
     if models:
-        tensors = await call(copy_of, module)
-        await asyncio.gather(*(swap_weights(model, tensors) for model in models))
+        copies = await call(Copies, module)
+        await asyncio.gather(*(swap_weights(model, copies) for model in models))
 
 
-async def swap_weights(model: Model, tensors: Mapping[str, torch.Tensor]) -> None:
+async def swap_weights(model: Model, weights: Any) -> None:
     """See `Model.update_weights`."""
-    assert model._live is not None
-    other = await call(model._live.model, tensors)
+    other = await weights.successor(model)
     try:
-        await other._start()
         model._replace(other)
     except BaseException:
-        other._abort()
+        await other.close(drain=False)
         raise
-    await other.close()
+    await other.close()  # which has begun

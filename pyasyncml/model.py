@@ -348,10 +348,11 @@ class Model(_core.Model):
     async def update_weights(self, trainer: Trainer) -> None:
         """Serve the trainer's weights as they are now, between two of its steps.
 
-        For a model that was loaded from a live torch module with example inputs. The
-        weights are copied once, and swapped in between two batches: each request, and
-        so each batch, sees the old ones or the new. Nothing is refused meanwhile, and a
-        run of the trainer goes on. Over when the old weights are no longer used.
+        For a model that was loaded from a live torch module with example inputs, or
+        from the SavedModel that the trainer was. The weights are copied once, and
+        swapped in between two batches: each request, and so each batch, sees the old
+        ones or the new. Nothing is refused meanwhile, and a run of the trainer goes on.
+        Over when the old weights are no longer used.
 
         Raises `Error` for a model of another kind and while a reload or an update is
         under way, `LoadError` for weights of another module (this one goes on with what
@@ -359,11 +360,6 @@ class Model(_core.Model):
         """
         from ._weights import swap_weights
 
-        if self._live is None:
-            raise Error(
-                f"model {self.name!r} wasn't loaded from a live module with example "
-                "inputs; reload(source) changes what it serves"
-            )
         if not self._reloading.acquire(blocking=False):
             raise Error(
                 f"model {self.name!r} is being reloaded or updated already: await that "

@@ -226,3 +226,73 @@ def test_export_says_what_is_wrong_with_its_arguments():
     )
     assert done.returncode == 0, done.stderr
     assert callable(export.tensorflow)
+
+
+def test_a_fit_is_eager_tensorflow_bit_for_bit_and_its_weights_are_published(
+    models, eager
+):
+    async def main():
+        async with (
+            await ml.Trainer.load(models / "training") as trainer,
+            ml.load(models / "training", entry="predict") as predict,
+        ):
+            before = await predict.infer(X[:ROWS])
+            history = await trainer.fit((X, Y), batch_size=ROWS, shuffle=False)
+            losses = np.array(history.losses, dtype=np.float32)
+            assert losses.tobytes() == eager["losses"].astype(np.float32).tobytes()
+            assert (await predict.infer(X[:ROWS])).tobytes() == before.tobytes()
+            await predict.update_weights(trainer)
+            scores = await predict.infer(X[:ROWS])
+            np.testing.assert_allclose(scores, eager["scores"], rtol=1e-5, atol=1e-6)
+            step = await trainer.step(X[:ROWS], Y[:ROWS])
+            assert step.keys() == {"loss"}
+            with pytest.raises(ml.Error, match="evaluate"):
+                await trainer.fit((X, Y), batch_size=ROWS, validation=(X, Y))
+
+    asyncio.run(main())
+
+
+def test_a_trainers_checkpoints_bring_it_back_and_the_last_is_tensorflows(
+    models, tmp_path
+):
+    async def main():
+        async with await ml.Trainer.load(models / "training", seed=1) as trainer:
+            whole = (await trainer.fit((X, Y), epochs=30, batch_size=ROWS)).losses
+        async with await ml.Trainer.load(models / "training", seed=1) as trainer:
+            run = trainer.fit((X, Y), epochs=30, batch_size=ROWS)
+            async for progress in run:
+                await trainer.save(tmp_path / "saved")
+                if progress.step > 20:
+                    break
+            run.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await run
+            await trainer.save(tmp_path / "saved")
+            losses = run._losses
+        async with await ml.Trainer.load(models / "training", seed=2) as trainer:
+            await trainer.restore(tmp_path / "saved")
+            run = trainer.fit((X, Y), epochs=30, batch_size=ROWS)
+            assert losses + (await run).losses == whole
+            with pytest.raises(ml.LoadError, match="No such file"):
+                await trainer.restore(tmp_path / "nowhere")
+
+    asyncio.run(main())
+    names = sorted(path.name for path in (tmp_path / "saved").iterdir())
+    assert len([name for name in names if name.endswith(".index")]) == 1
+    assert "checkpoint" in names
+    saved = str(tmp_path / "saved")
+    read = f"import tensorflow as tf; tf.train.load_checkpoint({saved!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", read], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_trains_nothing_is_no_trainer(models):
+    async def main():
+        with pytest.raises(ml.LoadError, match="changes no variable"):
+            await ml.Trainer.load(models / "training", entry="predict")
+        with pytest.raises(ml.LoadError, match="no such|nonsense"):
+            await ml.Trainer.load(models / "training", entry="nonsense")
+
+    asyncio.run(main())

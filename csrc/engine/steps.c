@@ -224,8 +224,9 @@ paml_steps_note(struct paml_steps *steps, const struct paml_outputs *outputs,
 
     for (uint32_t i = 0; i < outputs->count && found < steps->n_values; i++) {
         uint32_t kind = outputs->values[i].kind;
-        if (kind == PAML_TUPLE || kind == PAML_LIST) {
-            continue; /* its items follow */
+        if (kind == PAML_TUPLE || kind == PAML_LIST || kind == PAML_DICT ||
+            kind == PAML_STRING) {
+            continue; /* what it holds follows; a dict's key */
         }
         if (!read_number(&outputs->values[i], &row[found])) {
             return paml_fail(err, PAML_ERR_BACKEND,

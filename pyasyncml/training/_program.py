@@ -70,8 +70,8 @@ class Program(Protocol):
     def driving(self) -> bool:
         """Whether what is trained may have changed, or be about to."""
 
-    async def weights(self) -> dict[str, Any]:
-        """Copies of what is trained, by name."""
+    async def weights(self) -> Any:
+        """A copy of what is trained; its `successor(model)` gives a model over it."""
 
     async def close(self) -> None:
         """Ends the model. May be called again."""
@@ -79,6 +79,8 @@ class Program(Protocol):
 
 def numbers(outputs: Any, count: int) -> list[float]:
     """The first so many outputs of a step."""
+    if isinstance(outputs, dict):
+        outputs = tuple(outputs.values())
     items = outputs if isinstance(outputs, tuple) else (outputs,)
     try:
         return [float(item.item()) for item in items[:count]]

@@ -26,6 +26,7 @@ class TrainingRun:
 
     def __init__(self, steps: int | None) -> None:
         self._names: tuple[str, ...] = ()
+        self._loss = 0  # which of them it is
         self._total = steps
         self._began = self._reported = time.monotonic()
         self._at_report = 0
@@ -123,14 +124,19 @@ class TrainingRun:
         """What a step gives: the loss and metrics of these names."""
         if not self._names:
             self._names = tuple(values)
-            self._metrics = {name: [] for name in self._names[1:]}
+            self._loss = self._names.index("loss") if "loss" in values else 0
+            self._metrics = {
+                name: [] for i, name in enumerate(values) if i != self._loss
+            }
 
     def record(self, rows: Sequence[Sequence[float]]) -> None:
         """More steps have ended, with these values."""
         for row in rows:
-            self._losses.append(row[0])
-            for name, value in zip(self._names[1:], row[1:], strict=True):
-                self._metrics[name].append(value)
+            for i, (name, value) in enumerate(zip(self._names, row, strict=True)):
+                if i == self._loss:
+                    self._losses.append(value)
+                else:
+                    self._metrics[name].append(value)
 
     def report(self, epoch: int) -> None:
         """Tells those who iterate about the last step."""

@@ -11,7 +11,7 @@ import torch
 
 from .._call import call
 from .._core import Steps
-from .._weights import copy_of, detach_models
+from .._weights import Copies, detach_models
 from ..backends import parse_devices
 from ..errors import InputError
 from ..export._lower import lower, make_graph_model
@@ -302,8 +302,8 @@ class TorchProgram:
         )
         return position
 
-    async def weights(self) -> dict[str, torch.Tensor]:
-        return await call(copy_of, self._module)
+    async def weights(self) -> Copies:
+        return await call(Copies, self._module)
 
     async def _close_models(self) -> None:
         models = [*self._models.values(), *(model for _, model in self._evaluations)]

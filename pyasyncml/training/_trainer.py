@@ -113,6 +113,34 @@ class Trainer:
         self._closed = False
 
     @classmethod
+    async def load(
+        cls,
+        source: Any,
+        *,
+        entry: str = "train_step",
+        seed: int | None = None,
+        threads: int = 1,
+    ) -> Trainer:
+        """Train a SavedModel by its own training signature: ``await Trainer.load(…)``.
+
+        `source`: the folder, as `export.tensorflow` writes it with a loss and an
+        optimizer. `entry`: the signature, whose runs are steps. `seed`: of the order of
+        the rows. `threads`: intra-op threads of a step.
+
+        Batches are the signature's inputs, in its order. Checkpoints are folders of
+        TensorFlow's own: ``tf.train.load_checkpoint(path)`` reads them. A model loaded
+        from the same folder gets the weights by `Model.update_weights`.
+
+        Raises `LoadError` where it can't be loaded, or trains nothing.
+        """
+        from ._tensorflow_program import TensorflowProgram
+
+        program = await TensorflowProgram.load(source, entry, threads)
+        if seed is None:
+            seed = int.from_bytes(os.urandom(4), "little")
+        return cls._of(program, seed)
+
+    @classmethod
     def _of(cls, program: Program, seed: int = 0) -> Trainer:
         trainer = cls.__new__(cls)
         trainer._init(program, seed)
@@ -578,7 +606,7 @@ class Trainer:
     def _driving(self) -> bool:
         return self._program.driving
 
-    async def _copy_weights(self) -> dict[str, Any]:
+    async def _copy_weights(self) -> Any:
         """As they are between two steps."""
         async with self._still():
             return await self._program.weights()

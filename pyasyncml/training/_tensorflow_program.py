@@ -1,0 +1,175 @@
+"""A SavedModel's own training signature as the driver needs it (_program.py)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import _load
+from .._call import call
+from ..backends.tensorflow import SharedProgram
+from ..errors import Error, LoadError
+from ..model import Model
+from . import _data
+
+_STATE = "checkpoint"  # which of a folder's checkpoints is the last; TensorFlow's name
+
+
+class TensorflowProgram:
+    """Each run of the signature is a step: it takes the batch and gives the loss (the
+    first output, or the one of that name) and metrics. What is trained are the
+    SavedModel's variables, which stay in its session."""
+
+    columns = 0
+    driving = True
+
+    def __init__(self, shared: SharedProgram, model: Model) -> None:
+        self.shared = shared
+        self.model = model
+        self.values: Sequence[str] = [
+            output.name or ("loss" if i == 0 else f"output {i}")
+            for i, output in enumerate(model.signature.outputs)
+        ]
+
+    @classmethod
+    async def load(
+        cls, source: str | os.PathLike[str] | SharedProgram, entry: str, threads: int
+    ) -> TensorflowProgram:
+        """Raises `LoadError`."""
+        shared = source if isinstance(source, SharedProgram) else SharedProgram(source)
+        model = await _load.load(shared, entry=entry, threads=threads)
+        try:
+            if not model.signature.stateful:
+                raise LoadError(
+                    f"{shared.path}: running {entry!r} changes no variable; a training "
+                    "step was expected (export.tensorflow writes one)"
+                )
+            return cls(shared, model)
+        except BaseException:
+            await model.close()
+            raise
+
+    async def open(self, batch: tuple[Any, ...], idle: bool) -> None:
+        pass
+
+    def fits(self, shapes: Sequence[Sequence[int]]) -> bool:
+        return True
+
+    def schedule(self, per_epoch: int | None, step: int) -> None:
+        return None
+
+    def advanced(self, steps: int, epochs: int) -> None:
+        pass
+
+    def epoch_metric(self) -> bool:
+        return False
+
+    def epoch_ended(self, metric: float) -> None:
+        pass
+
+    async def evaluate(
+        self, data: _data.Arrays | _data.Batches, batch_size: int
+    ) -> dict[str, float]:
+        raise Error(
+            "validation: a SavedModel's training step can't evaluate without training; "
+            "serve its 'predict' and compare there (on_epoch=)"
+        )
+
+    async def snapshot(
+        self, position: dict[str, int]
+    ) -> Callable[[str], Awaitable[None]]:
+        saved = await call(Saved, self.shared)
+
+        async def write(path: str) -> None:
+            await call(_write, saved, Path(path), position)
+
+        return write
+
+    async def restore(self, path: str) -> dict[str, int]:
+        prefix, position = await call(_read, Path(path))
+        await call(self.shared.restore, prefix)
+        return position
+
+    async def weights(self) -> Saved:
+        return await call(Saved, self.shared)
+
+    async def close(self) -> None:
+        await self.model.close()
+
+
+class Saved:
+    """The variables as they were between two steps, in files of TensorFlow's."""
+
+    def __init__(self, shared: SharedProgram) -> None:
+        self._source = shared.path
+        folder = tempfile.mkdtemp(prefix="pyasyncml-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self.prefix = os.path.join(folder, "variables")
+        shared.save(self.prefix)
+
+    async def successor(self, model: Model) -> Model:
+        """The same model with these variables, started. Raises `Error` and
+        `LoadError`."""
+        if model._backend_name != "tensorflow" or model._load_again is None:
+            raise Error(f"model {model.name!r} is no SavedModel's")
+        shared = SharedProgram(self._source)
+        await call(shared.restore, self.prefix)
+        return await model._load_again(shared)
+
+
+def _write(saved: Saved, folder: Path, position: dict[str, int]) -> None:
+    """A checkpoint beside those that are there, then the folder's word that it is the
+    last: whoever is killed leaves one that is whole."""
+    folder.mkdir(exist_ok=True)
+    numbers = [_number(path) for path in folder.glob("step-*.index")]
+    name = f"step-{1 + max(numbers, default=0)}"
+    for path in sorted(Path(saved.prefix).parent.glob("variables.*")):
+        target = folder / (name + path.name.removeprefix("variables"))
+        shutil.copyfile(path, target)
+        _sync(target)
+    _write_text(folder / f"{name}.json", json.dumps(position))
+    _write_text(folder / (_STATE + ".new"), f'model_checkpoint_path: "{name}"\n')
+    _sync(folder)
+    os.replace(folder / (_STATE + ".new"), folder / _STATE)
+    _sync(folder)
+    for path in folder.glob("step-*"):
+        if path.name.partition(".")[0] != name:
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+
+
+def _number(path: Path) -> int:
+    digits = path.name.partition(".")[0].removeprefix("step-")
+    return int(digits) if digits.isdigit() else 0
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read(folder: Path) -> tuple[str, dict[str, int]]:
+    """The prefix of a folder's last checkpoint, and the position."""
+    try:
+        name = (folder / _STATE).read_text(encoding="utf-8").split('"')[1]
+        position = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LoadError(f"{folder}: {error.strerror or error}") from error
+    except (IndexError, ValueError) as error:
+        raise LoadError(f"{folder}: is no checkpoint, or damaged ({error})") from error
+    return os.fspath(folder / name), position
