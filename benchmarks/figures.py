@@ -306,7 +306,7 @@ def _overload(reader: _Reader, workload: str, target: float) -> None:
 
 def _graph(reader: _Reader, name: str) -> None:
     idle = reader.rounds(lag_p99, "idle loop", name, 0, mode="idle")
-    for in_flight in graph.IN_FLIGHT:
+    for in_flight in graph.in_flight(name):
         served = reader.rounds(throughput, graph.GRAPH, name, in_flight)
         for peer in reader.contenders(name):
             if peer in (graph.GRAPH, "idle loop"):

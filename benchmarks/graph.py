@@ -24,6 +24,8 @@ GRAPH = "graph"
 GRAPH_2 = "graph, 2 instances"
 COMPILED = "compiled"
 BINDING = "AOTInductor, to_thread"
+#: Of runs that take so long that 64 of them say no more.
+FEW_IN_FLIGHT = (1, 8)
 #: Runs of a tenth of a second, where a frozen loop is seen best.
 WIDE = "wide MLP"
 
@@ -89,6 +91,10 @@ def _bert() -> Any:
     assert source.origin is not None
     files = Path(source.origin).parent / "model"
     return AutoModel.from_pretrained(str(files), local_files_only=True)
+
+
+def in_flight(workload: str) -> tuple[int, ...]:
+    return FEW_IN_FLIGHT if workload.startswith(WIDE) else IN_FLIGHT
 
 
 def workload(program: Program) -> Workload:

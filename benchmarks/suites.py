@@ -336,7 +336,7 @@ async def graph_suite(results: Results, plan: Plan) -> None:
             await stage.open(graph.contenders(program))
             for turn in range(plan.rounds):
                 await stage.idle()
-                for in_flight in graph.IN_FLIGHT:
+                for in_flight in graph.in_flight(program.name):
                     await stage.closed(turn, in_flight)
             await stage.close()
 

@@ -288,10 +288,8 @@ GraphInstance::call(const struct paml_run &run, bool *saw_device)
         ~Forget()
         {
             instance.stack_.clear();
-            for (size_t i = instance.graph_.constants.size();
-                 i < instance.slots_.size(); i++) {
-                instance.slots_[i] = c10::IValue();
-            }
+            instance.slots_.resize(instance.graph_.constants.size());
+            instance.slots_.resize(instance.graph_.n_slots);
         }
     } forget = {*this};
 
