@@ -356,11 +356,11 @@ def _onnx(reader: _Reader, model: str) -> None:
 
 def _call_of_the_backend(reader: _Reader, model: str) -> None:
     backend, plain = (
-        reader.rounds(time_per_request, name, model, 1, 1, mode="floor")
+        reader.rounds(cpu_per_request, name, model, 1, 1, mode="floor")
         for name in ("backend in a C loop", "C loop")
     )
     more = [1e3 * value for value in _minus(backend, plain)]
-    text = f"{model}, a call of the backend's above the library's own"
+    text = f"{model}, CPU of a backend's call above the library's own"
     reader.add(text, more, unit="ns")
 
 

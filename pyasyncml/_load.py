@@ -112,9 +112,10 @@ def load(
     `queue`: the bound, see `Queue`. `inline_below`: seconds; a request that finds the
     model idle, and whose kind has been taking less than this lately, runs at once in
     the caller, whose loop it blocks for that long; 0, the default: none does.
-    `backend`: "torch", "onnx" or "python", where the content doesn't tell. `sha256`:
-    the file's checksum in hex; without it, a file of the same name with ".sha256" added
-    is looked for. `name`: what errors and stats call it.
+    `backend`: "torch", "onnx", "tensorflow" or "python", where the content doesn't
+    tell. `sha256`: the file's checksum in hex (of a folder, that of the list that
+    sha256sum makes of its files in order); without it, a file of the same name with
+    ".sha256" added is looked for. `name`: what errors and stats call it.
 
     A model file is code: load only what you would run.
 
@@ -245,15 +246,12 @@ async def _open_file(
     found = await call(_files.identify, path, backend, sha256)
     capsule = await call(load_backend, found.partition(".")[0])
     if found == "torch.export":
-        from ._load_graph import serve_file
-
-        return await _open_served(serve_file, (path, entry), example, name, common)
+        arguments: tuple[Any, ...] = (path, entry)
+        return await _open_served("serve_file", arguments, example, name, common)
     if found == "torch.compiled":
-        from ._load_graph import serve_package
-
         runners = common["instances"] + (1 if common["inline_below"] else 0)
-        package = (path, entry, runners)
-        return await _open_served(serve_package, package, example, name, common)
+        arguments = (path, entry, runners)
+        return await _open_served("serve_package", arguments, example, name, common)
     model = make_model(
         Model, found, capsule, options, name=name, path=path, entry=entry, **common
     )
@@ -279,11 +277,10 @@ async def _open_module(
     name: str,
     common: dict[str, Any],
 ) -> Model:
-    from ._load_graph import serve_module
     from ._weights import serve_live
 
     arguments = (source, entry, example, dynamic, common["batching"])
-    model = await _open_served(serve_module, arguments, example, name, common)
+    model = await _open_served("serve_module", arguments, example, name, common)
     try:
         await serve_live(source, model)
     except BaseException:
@@ -292,15 +289,22 @@ async def _open_module(
     return model
 
 
+def _serve(function: str, arguments: tuple[Any, ...]) -> Any:
+    """Imports what exports programs, which takes a moment, beside the loop."""
+    from . import _load_graph
+
+    return getattr(_load_graph, function)(*arguments)
+
+
 async def _open_served(
-    serve: Callable[..., Any],
+    function: str,
     arguments: tuple[Any, ...],
     example: tuple[Any, ...],
     name: str,
     common: dict[str, Any],
 ) -> Model:
     """Makes the program's graph on a worker, in Python: the loop goes on in slices."""
-    served = await call(serve, *arguments)
+    served = await call(_serve, function, arguments)
     model: Model = served.model(name, common)
     return await _started(model, example)
 

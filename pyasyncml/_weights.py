@@ -38,7 +38,7 @@ class Live:
         self, module: Any, program: ServedProgram, name: str, common: dict[str, Any]
     ) -> None:
         names = {_place(tensor): name for name, tensor in tensors_of(module).items()}
-        self._program = program
+        self._program = replace(program, module=None)
         self._name, self._common = name, common
         self._constants = [
             (names.get(_place(tensor)), tensor)
@@ -68,7 +68,6 @@ class Live:
         program = replace(
             self._program,
             served=replace(served, graph=served.graph.over(weights)),
-            module=None,
         )
         # Kernels are picked by now; a warm-up would only take time.
         return program.model(self._name, {**self._common, "warmup_runs": 0})

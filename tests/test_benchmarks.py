@@ -15,7 +15,16 @@ from typing import Any
 
 import pytest
 
-from benchmarks import filetypes, load, minilm, overload, report, streams, train
+from benchmarks import (
+    filetypes,
+    load,
+    minilm,
+    overload,
+    report,
+    savedmodels,
+    streams,
+    train,
+)
 from benchmarks.beat import Beat
 from benchmarks.contenders import (
     Batch,
@@ -24,6 +33,7 @@ from benchmarks.contenders import (
     bridge,
     greedy,
     nothing_to_close,
+    servers,
     starters,
 )
 from benchmarks.figures import figures
@@ -129,6 +139,23 @@ def test_the_onnx_suite_measures_everyone_and_the_floor(tmp_path: Path) -> None:
         assert figure.text in text
 
 
+@needs_compiler
+@pytest.mark.skipif(bool(savedmodels.missing()), reason="tensorflow isn't installed")
+def test_the_tensorflow_suite_measures_everyone_and_the_floor(tmp_path: Path) -> None:
+    results, text = smoke("tensorflow", tmp_path)
+    for model in (savedmodels.TINY_NAME, savedmodels.NAME):
+        for instances in (1, 2):
+            cells = [
+                cell
+                for cell in results.cells
+                if (cell.workload, cell.instances, cell.mode)
+                == (model, instances, "closed")
+            ]
+            assert {cell.contender for cell in cells} == set(savedmodels.starters())
+    for figure in figures(results):
+        assert figure.text in text
+
+
 @pytest.mark.torch
 def test_the_batching_suite_measures_every_batcher_beside_the_no_op(
     tmp_path: Path,
@@ -185,7 +212,7 @@ def test_the_text_suite_measures_every_batcher_or_says_what_it_lacks(
 ) -> None:
     pytest.importorskip("torch")
     results, _ = smoke("text", tmp_path)
-    everyone = set() if minilm.missing() else set(batchers())
+    everyone = set() if minilm.missing() else {*batchers(), *servers(print)}
     for mode in ("closed", "open"):
         cells = [cell for cell in results.cells if cell.mode == mode]
         assert {cell.contender for cell in cells} == everyone

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import importlib.util
 import threading
 import time
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -638,6 +640,38 @@ class Typed(nn.Module):
         return self.kind(x, x)
 
 
+def test_sessions_keep_the_state_of_an_exported_cell():
+    cell = nn.GRUCell(4, 4)
+
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = cell
+
+        def forward(self, x: Any, state: Any) -> Any:
+            state = self.cell(x, state)
+            return state.sum(1), state
+
+    zeros = torch.zeros(1, 4)
+    chunks = [torch.randn(1, 4) for _ in range(5)]
+
+    async def main():
+        batching = ml.Batching(max_rows=4)
+        inputs = (chunks[0], zeros)
+        async with ml.load(Steps(), inputs=inputs, batching=batching) as model:
+            sessions = [model.session(state=zeros) for _ in range(3)]
+            states = [zeros] * 3
+            for chunk in chunks:
+                answers = await asyncio.gather(*(s.infer(chunk) for s in sessions))
+                for i, total in enumerate(answers):
+                    states[i] = cell(chunk, states[i]).detach()
+                    torch.testing.assert_close(total, states[i].sum(1))
+            for session in sessions:
+                session.close()
+
+    asyncio.run(main())
+
+
 def test_other_method_is_served_by_its_name():
     class Two(nn.Module):
         def forward(self, x: Any) -> Any:
@@ -717,3 +751,26 @@ def test_several_instances_of_a_stateful_module_warn():
         assert any("keeps state of its own" in str(w.message) for w in caught)
 
     asyncio.run(main())
+
+
+def test_module_is_let_go_of_when_its_model_has_ended():
+    """Also where the weights' Python objects are gone before the worker is."""
+    module = nn.Linear(3, 2)
+    gone = [weakref.ref(module.weight), weakref.ref(module)]
+    x = torch.ones(1, 3)
+
+    async def main(module: Any) -> None:
+        model = await ml.load(module, inputs=x)
+        del module
+        await model.infer(x)
+        await model.close()
+
+    coroutine = main(module)
+    del module
+    asyncio.run(coroutine)
+    del coroutine
+    gc.collect()
+    # Whatever still ran then is let go of at the next load.
+    serve(Sum(), x, (x,))
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]

@@ -3,6 +3,7 @@
  * Thread: any with a running loop, GIL held. Locks: the queue's, briefly, to take an op
  * back.
  */
+#include "axes.h"
 #include "clock.h"
 #include "model_object.h"
 
@@ -213,8 +214,10 @@ parse_keywords(struct module_state *state, struct paml_request *request,
 static int
 check_inputs_reachable(ModelObj *self, struct paml_request *request)
 {
+    const struct signature *signature = self->signature;
     struct paml_op *op = &request->op;
-    char input[64], model[64];
+    struct paml_walk walk = {0, 1, false};
+    char input[64], model[64], which[32];
 
     for (uint32_t i = 0; i < op->n_inputs; i++) {
         const struct paml_value *value = &op->inputs[i];
@@ -226,13 +229,21 @@ check_inputs_reachable(ModelObj *self, struct paml_request *request)
                    value->tensor.device.device_id == self->devices[d].device_id;
         }
         if (!here) {
+            const char *name = NULL;
+            if (!signature->variadic && walk.argument < signature->n_inputs) {
+                name = signature->inputs[walk.argument].utf8;
+            }
+            snprintf(which, sizeof(which), "%u", walk.argument);
             PyErr_Format(self->state->InputError,
-                         "an input tensor is on %s, the model runs on %s",
+                         "input %s%s%s: it is on %s, the model runs on %s",
+                         name != NULL ? "'" : "", name != NULL ? name : which,
+                         name != NULL ? "'" : "",
                          paml_device_name(value->tensor.device, input, sizeof(input)),
                          paml_device_name(self->devices[0], model, sizeof(model)));
             return -1;
         }
         op->bytes += paml_value_nbytes(value);
+        paml_walk_step(&walk, value);
     }
     return 0;
 }

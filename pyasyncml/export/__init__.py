@@ -2,8 +2,7 @@
 
 >>> from pyasyncml import export  # doctest: +SKIP
 >>> export.torch(module, (x,), "model.pt2")  # doctest: +SKIP
->>> export.tensorflow(model, "model", inputs=(x, y), loss=loss, optimizer="adam")
-... # doctest: +SKIP
+>>> export.tensorflow(model, "model", inputs=x)  # doctest: +SKIP
 """
 
 from __future__ import annotations

@@ -239,7 +239,7 @@ be_a_stream(void *argument)
 {
     unsigned seed = (unsigned)(uintptr_t)argument;
     struct paml_mailbox *mailbox = paml_mailbox_new();
-    struct paml_session *session = paml_session_new(0, NULL, NULL);
+    struct paml_session *session = paml_session_new(0, NULL, NULL, NULL);
     struct paml_op *rest = NULL, *ops[CHUNKS] = {NULL};
     int submitted = 0, in_flight = 0, last = -1;
 

@@ -311,8 +311,7 @@ read_map(const struct reading *reading, struct wire message, uint32_t number,
                 items[*count].value = inner.bytes;
             }
         }
-        if (status < 0 ||
-            memchr(items[*count].name.at, 0, wire_size(items[*count].name)) != NULL) {
+        if (status < 0 || wire_has_nul(items[*count].name)) {
             return NULL;
         }
         ++*count;

@@ -58,6 +58,14 @@ wire_next(struct wire *message, struct wire_field *field)
 }
 
 bool
+wire_has_nul(struct wire bytes)
+{
+    size_t size = wire_size(bytes);
+
+    return size > 0 && memchr(bytes.at, 0, size) != NULL;
+}
+
+bool
 wire_equals(struct wire bytes, const char *text)
 {
     size_t size = strlen(text);

@@ -30,6 +30,8 @@ wire_size(struct wire bytes)
     return (size_t)(bytes.end - bytes.at);
 }
 
+/* Whether a text made of it would end too soon. */
+bool wire_has_nul(struct wire bytes);
 bool wire_equals(struct wire bytes, const char *text);
 /* As strcmp. */
 int wire_compare(struct wire a, struct wire b);
