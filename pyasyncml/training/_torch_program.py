@@ -124,10 +124,13 @@ class TorchProgram:
         if idle and not self._proved and kinds != self._kinds:
             # The first batch there was may have been the wrong one.
             await self._close_models()
+            if self._first is not None:
+                self._first.close()
             self._first = None
             self._kinds = kinds
         elif idle and self._first is not None and self._first.outdated():
             await self._close_models()
+            self._first.close()
             self._first = None
         if self._first is None:
             await detach_models(self._module)
