@@ -242,7 +242,7 @@ def test_unknown_argument_is_a_type_error():
         ml.load("model.pt", nonsense=1)
 
 
-@pytest.mark.parametrize("backend", ["jax", "", "python"])
+@pytest.mark.parametrize("backend", ["theano", "", "python"])
 def test_backend_that_reads_no_files_is_a_load_error(run, model, backend):
     assert "there is no such backend for files" in load_error(
         run, model, backend=backend

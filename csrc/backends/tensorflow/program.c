@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "config.h"
 #include "errors.h"
@@ -14,6 +15,7 @@ paml_tf_program_new(const char *folder)
 
     if (program != NULL) {
         atomic_init(&program->refs, 1);
+        program->process = getpid();
         pthread_mutex_init(&program->lock, NULL);
         memcpy(program->folder, folder, size);
     }
@@ -50,7 +52,8 @@ paml_tf_program_unref(struct paml_tf_program *program)
     struct paml_tf_session *session;
 
     /* acq_rel: what other holders did happens before the end. */
-    if (atomic_fetch_sub_explicit(&program->refs, 1, memory_order_acq_rel) != 1) {
+    if (atomic_fetch_sub_explicit(&program->refs, 1, memory_order_acq_rel) != 1 ||
+        program->process != getpid()) {
         return;
     }
     while ((session = program->sessions) != NULL) {

@@ -16,6 +16,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/types.h>
 
 #include "library.h"
 #include "saved_model.h"
@@ -29,6 +30,7 @@ struct paml_tf_session {
 
 struct paml_tf_program {
     atomic_uint refs;
+    pid_t process; /* a forked child's copy is left alone: TensorFlow would hang */
     pthread_mutex_t lock;
     struct paml_tf_saved_model *model; /* NULL: not read yet */
     struct paml_tf_session *sessions;
