@@ -76,6 +76,28 @@ def core_extension() -> Extension:
     )
 
 
+def xla_extension() -> Extension:
+    """The xla backend: needs nothing of XLA to be built, its plugin is found later."""
+    return Extension(
+        "pyasyncml.backends._xla",
+        sources=sorted(glob.glob("csrc/backends/xla/*.c")),
+        depends=sorted(
+            glob.glob("csrc/backends/xla/*.h") + glob.glob("csrc/engine/*.h")
+        ),
+        include_dirs=["csrc/engine", "csrc/backends/xla"],
+        define_macros=[("_GNU_SOURCE", "1")],
+        extra_compile_args=[
+            "-std=c11",
+            "-Wall",
+            "-Wextra",
+            "-O2",
+            "-fvisibility=hidden",
+            *option_flags(),
+        ],
+        extra_link_args=option_flags(),
+    )
+
+
 def torch_extensions() -> list[Extension]:
     """The torch backend, where torch and a C++ compiler are there. Where they aren't,
     it is built at first use."""
@@ -152,6 +174,6 @@ class build_py(_build_py):
 
 
 setup(
-    ext_modules=[core_extension(), *torch_extensions()],
+    ext_modules=[core_extension(), xla_extension(), *torch_extensions()],
     cmdclass={"build_ext": build_ext, "build_py": build_py},
 )

@@ -9,7 +9,7 @@ import zipfile
 
 from .errors import LoadError
 
-BACKENDS = ("torch",)
+BACKENDS = ("torch", "xla")
 
 
 def identify(path: str, backend: str | None, sha256: str | None) -> str:
@@ -49,11 +49,14 @@ def _identify_content(path: str, magic: bytes) -> str:
         )
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [member.partition("/")[2] for member in archive.namelist()]
+            names = archive.namelist()
     except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
         raise LoadError(
             f"{path}: is a damaged or truncated archive ({error})"
         ) from error
+    if {"manifest", "programs/0"} <= set(names):
+        return "xla"
+    members = [member.partition("/")[2] for member in names]
     if any(member.startswith("code/") for member in members):
         return "torch"
     if any(member.startswith(("models/", "data/aotinductor/")) for member in members):
