@@ -50,7 +50,7 @@ $(FRAMEWORKS): constraints.txt | $(BIN)/python
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(NATIVE) $(FRAMEWORKS)
 	@echo "building and installing pyasyncml"
 	@$(PIP) install -c constraints.txt --no-build-isolation \
-	    -e '.[torch,demo,test,examples,lint]'
+	    -e '.[torch,xla,demo,test,examples,lint]'
 	@$(PIP) install -c constraints.txt --no-deps silero-vad
 	@touch $@
 

@@ -210,10 +210,10 @@ def _leaves_nothing_behind(
     that made asyncio complain. (pytest itself fails it for warnings and for exceptions
     that were ignored, those of the collection here included.)
 
-    Frameworks keep threads of their own: of a test that needs torch, only ours count.
+    Frameworks keep threads of their own: of a test that needs one, only ours count.
     """
     census = Census(
-        only_our_threads=request.node.get_closest_marker("torch") is not None,
+        only_our_threads=any(map(request.node.get_closest_marker, ("torch", "xla"))),
         with_objects=not isinstance(request.instance, unittest.TestCase),  # it lives on
     )
     yield

@@ -23,8 +23,8 @@ int paml_xla_archive_open(struct paml_xla_archive *archive, const char *path,
                           struct paml_error *err);
 void paml_xla_archive_close(struct paml_xla_archive *archive);
 
-/* The content of a member, its checksum verified. PAML_ERR_LOAD: there is no such, or it
-   is damaged. */
+/* The content of a member, its checksum verified. PAML_ERR_LOAD: there is no such, or
+   it is damaged. */
 int paml_xla_archive_find(const struct paml_xla_archive *archive, const char *name,
                           const unsigned char **data, size_t *size,
                           struct paml_error *err);

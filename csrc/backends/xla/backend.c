@@ -9,9 +9,13 @@
 static int
 xla_load(const struct paml_load_spec *spec, void **program, struct paml_error *err)
 {
+    char name[PAML_XLA_THREAD_NAME], ignored[PAML_XLA_THREAD_NAME];
     struct paml_xla_program *loaded = NULL;
-    int code = paml_xla_program_load(spec, &loaded, err);
+    int code;
 
+    paml_xla_rename_thread(PAML_XLA_THREADS, name);
+    code = paml_xla_program_load(spec, &loaded, err);
+    paml_xla_rename_thread(name, ignored);
     *program = loaded;
     return code;
 }

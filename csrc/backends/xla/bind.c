@@ -16,9 +16,9 @@ struct binding {
 static const char *
 kind_name(uint32_t kind)
 {
-    static const char *const names[] = {"None", "an array", "a bool",  "an int",
-                                        "a float", "a str", "bytes", "a tuple",
-                                        "a list", "a dict", "an object"};
+    static const char *const names[] = {"None",    "an array", "a bool",   "an int",
+                                        "a float", "a str",    "bytes",    "a tuple",
+                                        "a list",  "a dict",   "an object"};
 
     return kind < sizeof(names) / sizeof(names[0]) ? names[kind] : "something else";
 }
@@ -51,11 +51,10 @@ shape_text(const int64_t *shape, int32_t ndim, char *text, size_t size)
 
     for (int32_t i = 0; i < ndim && length < size; i++) {
         const char *comma = i > 0 ? ", " : "";
-        length += (size_t)(shape[i] < 0 ? snprintf(text + length, size - length, "%s?",
-                                                   comma)
-                                        : snprintf(text + length, size - length,
-                                                   "%s%lld", comma,
-                                                   (long long)shape[i]));
+        length +=
+            (size_t)(shape[i] < 0 ? snprintf(text + length, size - length, "%s?", comma)
+                                  : snprintf(text + length, size - length, "%s%lld",
+                                             comma, (long long)shape[i]));
     }
     if (length < size) {
         snprintf(text + length, size - length, "]");
@@ -86,11 +85,11 @@ bind_tensor(struct binding *binding, const struct paml_xla_array *array,
         fits = array->shape[i] == PAML_XLA_BATCH || array->shape[i] == tensor->shape[i];
     }
     if (!fits) {
-        return paml_fail(binding->err, PAML_ERR_INPUT, "%s: expected shape %s, got %s",
-                         binding->path,
-                         shape_text(array->shape, array->ndim, expected,
-                                    sizeof(expected)),
-                         shape_text(tensor->shape, tensor->ndim, got, sizeof(got)));
+        return paml_fail(
+            binding->err, PAML_ERR_INPUT, "%s: expected shape %s, got %s",
+            binding->path,
+            shape_text(array->shape, array->ndim, expected, sizeof(expected)),
+            shape_text(tensor->shape, tensor->ndim, got, sizeof(got)));
     }
     if (!paml_xla_array_has_batch(array)) {
         return PAML_OK;
@@ -123,7 +122,8 @@ bind_leaf(struct binding *binding, const struct paml_xla_array *array)
         char message[300];
         memcpy(message, binding->err->message, sizeof(message));
         message[sizeof(message) - 1] = '\0';
-        return paml_fail(binding->err, PAML_ERR_INPUT, "%s: %s", binding->path, message);
+        return paml_fail(binding->err, PAML_ERR_INPUT, "%s: %s", binding->path,
+                         message);
     }
     return PAML_OK;
 }

@@ -5,8 +5,8 @@
 #include "backend.h"
 #include "bundle.h"
 
-/* Fills `leaves`, one for each of the bundle's inputs, and finds how many rows there are
-   (1 where nothing has a batch). PAML_OK or PAML_ERR_INPUT. Thread: worker. */
+/* Fills `leaves`, one for each of the bundle's inputs, and finds how many rows there
+   are (1 where nothing has a batch). PAML_OK or PAML_ERR_INPUT. Thread: worker. */
 int paml_xla_bind(const struct paml_xla_bundle *bundle, const struct paml_run *run,
                   const struct paml_value **leaves, int64_t *rows,
                   struct paml_error *err);

@@ -7,8 +7,8 @@
 void *
 paml_xla_staging_reserve(struct paml_xla_staging *staging, size_t bytes)
 {
-    size_t capacity = (bytes + PAML_XLA_ALIGNMENT) / PAML_XLA_ALIGNMENT *
-                      PAML_XLA_ALIGNMENT;
+    size_t capacity =
+        (bytes + PAML_XLA_ALIGNMENT) / PAML_XLA_ALIGNMENT * PAML_XLA_ALIGNMENT;
 
     if (staging->capacity < capacity) {
         free(staging->data);

@@ -23,7 +23,7 @@ struct paml_xla_array {
     const struct paml_xla_dtype *dtype;
     int32_t ndim;
     const int64_t *shape; /* the first may be PAML_XLA_BATCH */
-    bool kept;            /* the program takes it; what it doesn't need it may leave out */
+    bool kept; /* the program takes it; what it doesn't need it may leave out */
 };
 
 /* A structure in prefix order, as values are (value.h), but that the keys of a dict
@@ -44,7 +44,7 @@ struct paml_xla_argument {
 struct paml_xla_bundle {
     struct paml_xla_archive archive;
     const char *entry, *platform;
-    uint32_t n_buckets; /* 0: shapes are fixed, and there is one program */
+    uint32_t n_buckets;     /* 0: shapes are fixed, and there is one program */
     const int64_t *buckets; /* ascending */
     uint32_t n_weights, n_state, n_inputs, n_outputs; /* arrays */
     const struct paml_xla_array *weights, *state, *inputs, *outputs;

@@ -1,6 +1,7 @@
 #include "client.h"
 
 #include <dlfcn.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <unistd.h>
@@ -33,6 +34,16 @@ paml_xla_usable(struct paml_error *err)
     return PAML_OK;
 }
 
+/* Thread: any. */
+void
+paml_xla_rename_thread(const char *name, char old[PAML_XLA_THREAD_NAME])
+{
+    if (pthread_getname_np(pthread_self(), old, PAML_XLA_THREAD_NAME) != 0) {
+        old[0] = '\0';
+    }
+    pthread_setname_np(pthread_self(), name);
+}
+
 /* --- the plugin --- */
 
 static const struct pjrt_api *
@@ -57,10 +68,11 @@ plugin_api(const char *path, struct paml_error *err)
     if (api->version.major != PJRT_MAJOR ||
         api->struct_size <
             offsetof(struct pjrt_api, slots) + PJRT_SLOTS_NEEDED * sizeof(void *)) {
-        paml_fail(err, PAML_ERR_LOAD,
-                  "%.800s: speaks version %d.%d of the PJRT interface; %d.x, of 2024 or "
-                  "later, was expected",
-                  path, api->version.major, api->version.minor, PJRT_MAJOR);
+        paml_fail(
+            err, PAML_ERR_LOAD,
+            "%.800s: speaks version %d.%d of the PJRT interface; %d.x, of 2024 or "
+            "later, was expected",
+            path, api->version.major, api->version.minor, PJRT_MAJOR);
         return NULL;
     }
     return api;
@@ -129,10 +141,9 @@ describe_client(struct paml_xla_client *client, struct paml_error *err)
     return code;
 }
 
-/* Thread: any, one at a time. */
-int
-paml_xla_open(const char *path, const struct paml_xla_option *options,
-              uint32_t n_options, struct paml_error *err)
+static int
+open_client(const char *path, const struct paml_xla_option *options, uint32_t n_options,
+            struct paml_error *err)
 {
     struct pjrt_named_value values[OPTIONS_MOST];
     struct paml_xla_client client = {0};
@@ -140,9 +151,6 @@ paml_xla_open(const char *path, const struct paml_xla_option *options,
     PJRT_ARGS(client_create, create);
     int code;
 
-    if (paml_xla_client() != NULL) {
-        return PAML_OK;
-    }
     if (n_options > OPTIONS_MOST) {
         return paml_fail(err, PAML_ERR_LOAD, "at most %d options of an XLA client",
                          OPTIONS_MOST);
@@ -175,6 +183,23 @@ paml_xla_open(const char *path, const struct paml_xla_option *options,
     /* release: pairs with the acquire in paml_xla_client(). */
     atomic_store_explicit(&is_open, true, memory_order_release);
     return PAML_OK;
+}
+
+/* Thread: any, one at a time. */
+int
+paml_xla_open(const char *path, const struct paml_xla_option *options,
+              uint32_t n_options, struct paml_error *err)
+{
+    char name[PAML_XLA_THREAD_NAME], ignored[PAML_XLA_THREAD_NAME];
+    int code;
+
+    if (paml_xla_client() != NULL) {
+        return PAML_OK;
+    }
+    paml_xla_rename_thread(PAML_XLA_THREADS, name);
+    code = open_client(path, options, n_options, err);
+    paml_xla_rename_thread(name, ignored);
+    return code;
 }
 
 /* --- devices --- */

@@ -31,7 +31,7 @@ allocate(struct paml_xla_instance *instance)
                    instance->numbers != NULL && instance->inputs != NULL &&
                    instance->arguments != NULL && instance->results != NULL &&
                    instance->outputs != NULL && instance->events != NULL &&
- instance->held_events != NULL
+                   instance->held_events != NULL
                ? 0
                : -1;
 }

@@ -19,9 +19,9 @@ struct paml_xla_instance {
 
     /* Of the run that is on. */
     const struct paml_value **leaves;
-    struct paml_xla_staging *staging; /* one for each input */
+    struct paml_xla_staging *staging;             /* one for each input */
     unsigned char (*numbers)[PAML_XLA_ALIGNMENT]; /* inputs given as numbers */
-    struct pjrt_buffer **inputs;    /* the leaves, on the device */
+    struct pjrt_buffer **inputs;                  /* the leaves, on the device */
     struct pjrt_buffer **arguments; /* weights, state, inputs: those that are kept */
     struct pjrt_buffer **results;   /* new state, outputs */
     struct paml_value *outputs;     /* each a tensor with room for all rows */

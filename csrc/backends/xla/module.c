@@ -1,4 +1,5 @@
-/* The module `pyasyncml.backends._xla`: loads a plugin, hands the backend's table out. */
+/* The module `pyasyncml.backends._xla`: loads a plugin, hands the backend's table out.
+ */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -32,10 +33,11 @@ parse_option(PyObject *item, struct paml_xla_option *option)
     return PyErr_Occurred() ? -1 : 0;
 }
 
-PyDoc_STRVAR(open_doc,
-             "open(path, options, /)\n--\n\n"
-             "Load a PJRT plugin and make its client, once a process. Returns None, or\n"
-             "the reason why it can't be used.");
+PyDoc_STRVAR(
+    open_doc,
+    "open(path, options, /)\n--\n\n"
+    "Load a PJRT plugin and make its client, once a process. Returns None, or\n"
+    "the reason why it can't be used.");
 
 static PyObject *
 module_open(PyObject *module, PyObject *args)
@@ -64,10 +66,9 @@ module_open(PyObject *module, PyObject *args)
         }
     }
     /* `args` keeps the strings while the GIL is away. */
-    Py_BEGIN_ALLOW_THREADS
-    code = paml_xla_open(PyBytes_AS_STRING(path), options, (uint32_t)count, &error);
-    Py_END_ALLOW_THREADS
-    Py_DECREF(path);
+    Py_BEGIN_ALLOW_THREADS code =
+        paml_xla_open(PyBytes_AS_STRING(path), options, (uint32_t)count, &error);
+    Py_END_ALLOW_THREADS Py_DECREF(path);
     if (code == PAML_OK) {
         paml_xla_backend.version = paml_xla_client()->version;
         Py_RETURN_NONE;

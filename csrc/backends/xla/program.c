@@ -65,9 +65,9 @@ check_outputs(const struct paml_xla_bundle *bundle, struct pjrt_executable *exec
     }
     dims = dimensions.dims;
     for (uint32_t i = 0; i < n_outputs; i++) {
-        const struct paml_xla_array *array = i < bundle->n_state
-                                                 ? &bundle->state[i]
-                                                 : &bundle->outputs[i - bundle->n_state];
+        const struct paml_xla_array *array =
+            i < bundle->n_state ? &bundle->state[i]
+                                : &bundle->outputs[i - bundle->n_state];
         if (check_output(array, types.types[i], dims, dimensions.ranks[i], rows) < 0) {
             return paml_fail(err, PAML_ERR_LOAD,
                              "the bundle is damaged: result %u of its program isn't "
@@ -91,8 +91,8 @@ compile(struct paml_xla_program *program, uint32_t index, struct paml_error *err
     const unsigned char *text;
     int status;
 
-    status = paml_xla_bundle_member(bundle, "programs", index, &text, &code.code_size,
-                                    err);
+    status =
+        paml_xla_bundle_member(bundle, "programs", index, &text, &code.code_size, err);
     if (status != PAML_OK) {
         return status;
     }
@@ -170,7 +170,8 @@ describe(struct paml_xla_program *program, struct paml_error *err)
     entry->n_inputs = bundle->n_arguments;
     entry->n_outputs = many ? node->count : 1;
     entry->stateful = bundle->n_state > 0 ? PAML_STATE_TRAINED : 0;
-    program->specs = spec = calloc(entry->n_inputs + entry->n_outputs + 1, sizeof(*spec));
+    program->specs = spec =
+        calloc(entry->n_inputs + entry->n_outputs + 1, sizeof(*spec));
     if (spec == NULL) {
         return paml_fail(err, PAML_ERR_MEMORY, "no memory for the signature");
     }
@@ -199,8 +200,9 @@ check_fits(const struct paml_xla_program *program, const struct paml_load_spec *
     const struct paml_xla_bundle *bundle = &program->bundle;
 
     if (spec->entry != NULL && strcmp(spec->entry, bundle->entry) != 0) {
-        return paml_fail(err, PAML_ERR_LOAD, "there is no entry '%.200s'; there is '%s'",
-                         spec->entry, bundle->entry);
+        return paml_fail(err, PAML_ERR_LOAD,
+                         "there is no entry '%.200s'; there is '%s'", spec->entry,
+                         bundle->entry);
     }
     if (strcmp(bundle->platform, paml_xla_client()->platform) != 0) {
         return paml_fail(err, PAML_ERR_LOAD,

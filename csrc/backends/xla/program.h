@@ -9,7 +9,8 @@
 /* Owner: the model. Read-only once loaded, so that any instance may use it. */
 struct paml_xla_program {
     struct paml_xla_bundle bundle;
-    struct pjrt_loaded **executables; /* one for each bucket; one where there are none */
+    struct pjrt_loaded *
+        *executables; /* one for each bucket; one where there are none */
     uint32_t n_executables;
     struct paml_entry entry;
     struct paml_spec *specs; /* inputs, then outputs */

@@ -11,7 +11,7 @@
 
 /* The rows of a run that one execution computes. */
 struct part {
-    uint32_t program;            /* which executable */
+    uint32_t program; /* which executable */
     int64_t from, rows, bucket;
 };
 
@@ -127,7 +127,8 @@ execute(struct paml_xla_instance *instance, const struct part *part,
     return code;
 }
 
-/* The new state takes the place of the old one, which the program was given for good. */
+/* The new state takes the place of the old one, which the program was given for good.
+ */
 static void
 take_state(struct paml_xla_instance *instance)
 {
