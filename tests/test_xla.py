@@ -7,11 +7,10 @@ import asyncio
 
 import numpy as np
 import pytest
+from xla_programs import FEATURES, init_layers, jax, jnp, mlp
 
 import pyasyncml as ml
 from pyasyncml import export
-
-from xla_programs import FEATURES, init_layers, jax, jnp, mlp
 
 pytestmark = pytest.mark.xla
 
@@ -156,7 +155,10 @@ def test_structures_come_in_and_go_out_as_they_are(run, tmp_path):
     def array(fill):
         return np.full((2, 3), fill, np.float32)
 
-    inputs = ((array(1), array(2)), {"nested": [{"deep": array(4)}], "unused": array(8)})
+    inputs = (
+        (array(1), array(2)),
+        {"nested": [{"deep": array(4)}], "unused": array(8)},
+    )
     ours = served(run, fn, inputs, tmp_path)
     assert_same(ours, fn(*inputs))
     assert ours["parts"][1][1] is None
@@ -248,7 +250,10 @@ def test_an_input_that_does_not_fit_is_refused_at_the_call(run, mlp_path, x, sai
         (lambda a: {"a": a}, "input 'named': expected 2 items, got 1"),
         (lambda a: {"a": a, "c": a}, "input 'named': has no key 'b'"),
         (lambda a: {"a": a, "b": a[:1]}, r"'named'\['b'\]: expected shape \[2\]"),
-        (lambda a: {"a": a, "b": [a]}, r"'named'\['b'\]: expected an array, got a list"),
+        (
+            lambda a: {"a": a, "b": [a]},
+            r"'named'\['b'\]: expected an array, got a list",
+        ),
         (lambda a: {"a": a, "b": a.astype("i4")}, "expected dtype float32"),
     ],
 )

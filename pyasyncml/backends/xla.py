@@ -7,15 +7,15 @@ found at first use, in this order:
 2. installed wheels of accelerators: libtpu, and what is in the namespace `jax_plugins`;
 3. the CPU's, `lammps_jax_pjrt_cpu`.
 
-The first that finds a device is taken. ``PYASYNCML_XLA_PLATFORM=cpu`` takes only plugins
-of that name. ``PYASYNCML_XLA_OPTIONS=name=value,…`` are options of the platform's own;
-the CPU's ``cpu_device_count=4`` makes four devices of one.
+The first that finds a device is taken. ``PYASYNCML_XLA_PLATFORM=cpu`` takes only
+plugins of that name. ``PYASYNCML_XLA_OPTIONS=name=value,…`` are options of the
+platform's own; the CPU's ``cpu_device_count=4`` makes four devices of one.
 """
 
 from __future__ import annotations
 
 import glob
-import importlib.machinery
+import importlib
 import importlib.util
 import os
 import threading
@@ -36,12 +36,11 @@ def capsule() -> Any:
 
     Raises `LoadError` where there is no plugin that can be used.
     """
-    from . import _xla
-
+    module = importlib.import_module(f"{__package__}._xla")
     with _lock:
-        if _xla.platform() is None:
-            _open(_xla)
-        return _xla.capsule
+        if module.platform() is None:
+            _open(module)
+        return module.capsule
 
 
 def _open(module: Any) -> None:

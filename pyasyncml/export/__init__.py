@@ -45,8 +45,8 @@ def jax(
     The file appears whole or not at all, and ``path + ".sha256"`` with it, which `load`
     verifies. Takes seconds and is Python: on a loop use ``await call(export.jax, …)``.
 
-    Raises `LoadError` where JAX is missing or the function can't be exported, `TypeError`
-    and `ValueError` for inputs that can't be served, and `OSError`.
+    Raises `LoadError` where JAX is missing or the function can't be exported,
+    `TypeError` and `ValueError` for inputs that can't be served, and `OSError`.
     """
     from ._jax import export_function
 

@@ -35,45 +35,24 @@ def export_function(
     platform: str | None,
 ) -> None:
     """See `pyasyncml.export.jax`."""
-    jax = _import_jax()
     if not callable(fn):
         raise TypeError(f"fn: expected a callable, got {type(fn).__name__}")
-    if batch_sizes is not None and state is not None:
+    sizes = _check_sizes(batch_sizes)
+    if sizes and state is not None:
         raise ValueError(
             "batch_sizes: a function with state has fixed shapes (padding would "
             "change the state): batch_sizes=None"
         )
-    sizes = _check_sizes(batch_sizes)
-    held = tuple(tree for tree in (weights, state) if tree is not None)
-    held = jax.tree.map(jax.numpy.asarray, held)
-    inputs = jax.tree.map(_spec_of, inputs)
-    for what, tree in (("inputs", inputs), ("weights", weights), ("state", state)):
-        _check_dtypes(jax, what, tree)
-    if sizes:
-        _check_batch(jax, inputs)
-    donated = (len(held) - 1,) if state is not None else ()
-    jitted = jax.jit(fn, donate_argnums=donated)
-    programs = [
-        _lower(jax, jitted, held, _with_rows(jax, inputs, rows), platform)
-        for rows in sizes or [None]
-    ]
-    if state is not None:
-        _check_state(jax, held[-1], programs[0])
-    # A size that is none of the batch sizes tells which axes follow the batch.
-    other = None
-    if sizes:
-        other = jax.eval_shape(jitted, *held, *_with_rows(jax, inputs, sizes[-1] + 1))
-    manifest = _manifest(
-        jax, fn, inputs, sizes, weights, state, entry, programs, other
-    )
+    function = _Function(fn, inputs, weights, state, sizes)
+    each: list[int | None] = [*sizes] or [None]
+    programs = [function.lower(rows, platform) for rows in each]
+    manifest = function.manifest(entry, programs)
     members: list[tuple[str, bytes]] = [("manifest", manifest.encode())]
     members += [
         (f"programs/{i}", bytes(program.mlir_module_serialized))
         for i, program in enumerate(programs)
     ]
-    for folder, tree in (("weights", weights), ("state", state)):
-        for i, leaf in enumerate(jax.tree.leaves(tree)):
-            members.append((f"{folder}/{i}", _bytes_of(jax, leaf)))
+    members += function.held_arrays()
     write_atomically(path, lambda made: _write_archive(made, members))
 
 
@@ -101,97 +80,230 @@ def _check_sizes(batch_sizes: Sequence[int] | None) -> list[int]:
     return sorted(set(sizes))
 
 
-def _spec_of(leaf: Any) -> Any:
-    """Its shape and dtype, as JAX takes it."""
-    import jax
+class _Function:
+    """A function, checked, with what it is called with. `sizes`: of the batch, or none.
 
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return leaf
-    if not hasattr(leaf, "dtype"):
-        leaf = jax.numpy.asarray(leaf)
-    dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
-    return jax.ShapeDtypeStruct(tuple(leaf.shape), dtype)
+    Structures are JAX's pytrees; leaves are arrays where they are held, and shapes and
+    dtypes elsewhere.
+    """
 
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        inputs: tuple[Any, ...],
+        weights: Any,
+        state: Any,
+        sizes: list[int],
+    ) -> None:
+        self.jax = _import_jax()
+        self.fn = fn
+        self.sizes = sizes
+        self.inputs = self._leaves_as("inputs", inputs, self._spec)
+        self.weights = self._leaves_as("weights", weights, self.jax.numpy.asarray)
+        self.state = self._leaves_as("state", state, self.jax.numpy.asarray)
+        #: What comes before the inputs.
+        self.held = tuple(
+            tree for tree in (self.weights, self.state) if tree is not None
+        )
+        if sizes:
+            self._check_batch()
+        donated = (len(self.held) - 1,) if state is not None else ()
+        self.jitted = self.jax.jit(fn, donate_argnums=donated)
+        rows = (sizes[0], sizes[-1] + 1) if sizes else (None,)
+        results = [self._shapes(count) for count in rows]
+        if state is not None:
+            self._check_state(results[0])
+            results[0] = results[0][1]
+        self.outputs = results[0]
+        #: One for each leaf of the outputs.
+        self.output_shapes = [
+            tuple(leaf.shape) for leaf in self.jax.tree.leaves(self.outputs)
+        ]
+        if sizes:
+            self._find_batch(self.jax.tree.leaves(results[1]))
 
-def _check_dtypes(jax: Any, what: str, tree: Any) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        dtype = str(jax.numpy.result_type(leaf))
-        if dtype not in _DTYPES:
-            raise TypeError(
-                f"{what}{jax.tree_util.keystr(path)}: {dtype} can't be served; "
-                f"there is {', '.join(sorted(_DTYPES))}"
+    def lower(self, rows: int | None, platform: str | None) -> Any:
+        """A program for so many rows (None: as the inputs are)."""
+        platforms = None if platform is None else (platform,)
+        try:
+            program = self.jax.export.export(self.jitted, platforms=platforms)(
+                *self.held, *self._with_rows(rows)
+            )
+        except Exception as error:
+            raise LoadError(f"fn can't be exported by JAX: {error}") from error
+        if program.nr_devices != 1:
+            raise LoadError(
+                f"fn runs on {program.nr_devices} devices at once; one was expected "
+                "(load(device=[...]) runs a copy on each)"
+            )
+        return program
+
+    def held_arrays(self) -> Iterator[tuple[str, bytes]]:
+        """Members for the weights and the state."""
+        import numpy
+
+        for folder, tree in (("weights", self.weights), ("state", self.state)):
+            for i, leaf in enumerate(self.jax.tree.leaves(tree)):
+                yield f"{folder}/{i}", numpy.ascontiguousarray(leaf).tobytes()
+
+    def manifest(self, entry: str, programs: list[Any]) -> str:
+        first = programs[0]
+        kept = set(first.module_kept_var_idx)
+        if any(set(program.module_kept_var_idx) != kept for program in programs):
+            raise LoadError("fn uses other inputs for other batch sizes")
+        leaves = self.jax.tree.leaves
+        structure = self.jax.tree.structure
+        # In the order of the program's arguments.
+        position = iter(range(len(first.in_avals)))
+
+        def arrays(tree: Any, batch: bool = False) -> Iterator[str]:
+            for leaf in leaves(tree):
+                shape = tuple(leaf.shape)
+                shape = (_BATCH, *shape[1:]) if batch and shape else shape
+                yield _array(leaf.dtype, shape, next(position) in kept)
+
+        lines = [
+            "pyasyncml-xla 1",
+            f"entry {quote(entry, safe='')}",
+            f"platform {first.platforms[0]}",
+            " ".join(map(str, ("buckets", len(self.sizes), *self.sizes))),
+            f"weights {len(leaves(self.weights))}",
+            *arrays(self.weights),
+            "state",
+            *_tree(structure(self.state), arrays(self.state), "state"),
+            f"inputs {len(self.inputs)}",
+        ]
+        for name, tree in zip(self._names(), self.inputs, strict=True):
+            lines.append(f"input {quote(name, safe='')}")
+            described = arrays(tree, batch=bool(self.sizes))
+            lines += _tree(structure(tree), described, f"input {name!r}")
+        outputs = (
+            _array(leaf.dtype, shape)
+            for leaf, shape in zip(
+                leaves(self.outputs), self.output_shapes, strict=True
+            )
+        )
+        lines += ["outputs", *_tree(structure(self.outputs), outputs, "outputs")]
+        return "\n".join(lines) + "\n"
+
+    # --- checks ---
+
+    def _leaves_as(self, what: str, tree: Any, convert: Callable[[Any], Any]) -> Any:
+        def converted(path: Any, leaf: Any) -> Any:
+            try:
+                array = convert(leaf)
+                dtype = str(array.dtype)
+            except (TypeError, ValueError) as error:
+                where = what + self.jax.tree_util.keystr(path)
+                raise TypeError(
+                    f"{where}: expected an array, got {type(leaf).__name__}"
+                ) from error
+            if dtype not in _DTYPES:
+                raise TypeError(
+                    f"{what}{self.jax.tree_util.keystr(path)}: {dtype} can't be "
+                    f"served; there is {', '.join(sorted(_DTYPES))}"
+                )
+            return array
+
+        return self.jax.tree_util.tree_map_with_path(converted, tree)
+
+    def _spec(self, leaf: Any) -> Any:
+        if isinstance(leaf, self.jax.ShapeDtypeStruct):
+            return leaf
+        array = leaf if hasattr(leaf, "dtype") else self.jax.numpy.asarray(leaf)
+        dtype = self.jax.dtypes.canonicalize_dtype(array.dtype)
+        return self.jax.ShapeDtypeStruct(tuple(array.shape), dtype)
+
+    def _check_batch(self) -> None:
+        rows = {
+            leaf.shape[0]: self.jax.tree_util.keystr(path)
+            for path, leaf in self.jax.tree_util.tree_leaves_with_path(self.inputs)
+            if leaf.shape
+        }
+        if not rows:
+            raise ValueError(
+                "batch_sizes: no input has an axis for the batch; "
+                "batch_sizes=None exports fixed shapes"
+            )
+        if len(rows) > 1:
+            found = ", ".join(f"inputs{at} has {size}" for size, at in rows.items())
+            raise ValueError(
+                "inputs: axis 0 of each is the batch, and should be as long in all: "
+                f"{found}; batch_sizes=None exports fixed shapes, and what isn't "
+                "batched may be among the weights"
             )
 
+    def _with_rows(self, rows: int | None) -> Any:
+        def resized(leaf: Any) -> Any:
+            if rows is None or not leaf.shape:
+                return leaf
+            return self.jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype)
 
-def _check_batch(jax: Any, inputs: Any) -> None:
-    rows = {
-        leaf.shape[0]: jax.tree_util.keystr(path)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(inputs)
-        if leaf.shape
-    }
-    if not rows:
-        raise ValueError(
-            "batch_sizes: no input has an axis for the batch; "
-            "batch_sizes=None exports fixed shapes"
+        return self.jax.tree.map(resized, self.inputs)
+
+    def _shapes(self, rows: int | None) -> Any:
+        """What the function returns, as shapes and dtypes."""
+        try:
+            return self.jax.eval_shape(self.fn, *self.held, *self._with_rows(rows))
+        except Exception as error:
+            raise LoadError(f"fn can't be traced by JAX: {error}") from error
+
+    def _check_state(self, results: Any) -> None:
+        """The new state must be like the old one, or there would be no next run."""
+        if not isinstance(results, tuple) or len(results) != 2:
+            raise ValueError(
+                "fn: with a state it returns (new state, outputs), got "
+                f"{self.jax.tree.structure(results)}"
+            )
+        old, new = (
+            self.jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree)
+            for tree in (self.state, results[0])
         )
-    if len(rows) > 1:
-        raise ValueError(
-            "inputs: axis 0 of each is the batch, and should be as long in all: "
-            + ", ".join(f"inputs{where} has {size}" for size, where in rows.items())
-            + "; batch_sizes=None exports fixed shapes, and what isn't batched may be "
-            "among the weights"
-        )
+        if old != new:
+            raise ValueError(
+                "fn: the new state must have the structure, shapes and dtypes of the "
+                f"old one; {old} became {new}"
+            )
+
+    def _find_batch(self, others: list[Any]) -> None:
+        """Which axes follow the batch: two numbers of rows tell."""
+        rows = (self.sizes[0], self.sizes[-1] + 1)
+        for i, other in enumerate(others):
+            shape = self.output_shapes[i]
+            if not shape or (shape[0], other.shape[0]) != rows:
+                raise ValueError(
+                    "fn: with batch_sizes, axis 0 of every output is the batch; output "
+                    f"{i} has shape {shape} for {rows[0]} rows and "
+                    f"{tuple(other.shape)} for {rows[1]}: batch_sizes=None exports "
+                    "fixed shapes"
+                )
+            if shape[1:] != tuple(other.shape[1:]):
+                raise ValueError(
+                    f"fn: output {i} has other sizes than its batch for other numbers "
+                    f"of rows: {shape} and {tuple(other.shape)}"
+                )
+            self.output_shapes[i] = (_BATCH, *shape[1:])
+
+    def _names(self) -> list[str]:
+        """The inputs' names as `fn` has them, where it tells."""
+        try:
+            parameters = list(inspect.signature(self.fn).parameters.values())
+        except (TypeError, ValueError):
+            parameters = []
+        positional = [
+            parameter.name
+            for parameter in parameters
+            if parameter.kind
+            in (
+                inspect.Parameter.POSITIONAL_ONLY,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            )
+        ][len(self.held) :]
+        more = range(len(positional), len(self.inputs))
+        return positional[: len(self.inputs)] + [f"input{i}" for i in more]
 
 
-def _with_rows(jax: Any, inputs: Any, rows: int | None) -> Any:
-    if rows is None:
-        return inputs
-    return jax.tree.map(
-        lambda leaf: (
-            jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype)
-            if leaf.shape
-            else leaf
-        ),
-        inputs,
-    )
-
-
-def _lower(jax: Any, jitted: Any, held: Any, inputs: Any, platform: str | None) -> Any:
-    try:
-        program = jax.export.export(
-            jitted, platforms=None if platform is None else (platform,)
-        )(*held, *inputs)
-    except Exception as error:
-        raise LoadError(f"fn can't be exported by JAX: {error}") from error
-    if program.nr_devices != 1:
-        raise LoadError(
-            f"fn runs on {program.nr_devices} devices at once; one was expected "
-            "(load(device=[...]) runs a copy on each)"
-        )
-    return program
-
-
-def _check_state(jax: Any, state: Any, program: Any) -> None:
-    """The new state must be like the old one, or there would be no next run."""
-    treedef = program.out_tree
-    children = treedef.children()
-    if treedef.node_data() is None or len(children) != 2:
-        raise ValueError(
-            f"fn: with a state it returns (new state, outputs), got {treedef}"
-        )
-    leaves = [(tuple(leaf.shape), str(leaf.dtype)) for leaf in jax.tree.leaves(state)]
-    new = [
-        (tuple(aval.shape), str(aval.dtype))
-        for aval in program.out_avals[: children[0].num_leaves]
-    ]
-    if children[0] != jax.tree.structure(state) or leaves != new:
-        raise ValueError(
-            "fn: the new state must have the structure, shapes and dtypes of the old "
-            f"one; {jax.tree.structure(state)} of {leaves} became {children[0]} of {new}"
-        )
-
-
-# --- the manifest ---
+# --- the manifest's lines ---
 
 
 def _array(dtype: Any, shape: Shape, kept: bool = True) -> str:
@@ -199,7 +311,7 @@ def _array(dtype: Any, shape: Shape, kept: bool = True) -> str:
 
 
 def _tree(treedef: Any, arrays: Iterator[str], what: str) -> Iterator[str]:
-    """A structure's lines; takes a line of `arrays` for each leaf."""
+    """A structure's lines; takes one of `arrays` for each leaf."""
     node = treedef.node_data()
     if node is None:
         yield next(arrays) if treedef.num_leaves else "none"
@@ -208,124 +320,20 @@ def _tree(treedef: Any, arrays: Iterator[str], what: str) -> Iterator[str]:
     children = treedef.children()
     if kind is type(None):
         yield "none"
-        return
-    if kind is dict:
+    elif kind is dict:
         yield f"dict {len(children)}"
         for key, child in zip(data, children, strict=True):
             if not isinstance(key, str):
-                raise TypeError(
-                    f"{what}: the keys of a dict must be str, got {key!r}"
-                )
+                raise TypeError(f"{what}: the keys of a dict must be str, got {key!r}")
             yield f"key {quote(key, safe='')}"
             yield from _tree(child, arrays, what)
-        return
-    yield f"{'list' if kind is list else 'tuple'} {len(children)}"
-    for child in children:
-        yield from _tree(child, arrays, what)
-
-
-def _names(fn: Callable[..., Any], skipped: int, count: int) -> list[str]:
-    """The inputs' names as `fn` has them, where it tells."""
-    try:
-        parameters = list(inspect.signature(fn).parameters.values())[skipped:]
-    except (TypeError, ValueError):
-        parameters = []
-    names = []
-    for i in range(count):
-        named = i < len(parameters) and parameters[i].kind in (
-            inspect.Parameter.POSITIONAL_ONLY,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        )
-        names.append(parameters[i].name if named else f"input{i}")
-    return names
-
-
-def _output_shapes(
-    program: Any, n_state: int, sizes: list[int], other: Any, jax: Any
-) -> list[Shape]:
-    shapes = [tuple(aval.shape) for aval in program.out_avals[n_state:]]
-    if not sizes:
-        return shapes
-    for i, leaf in enumerate(jax.tree.leaves(other)):
-        shape = shapes[i]
-        batch = (sizes[0], sizes[-1] + 1)
-        if not shape or (shape[0], leaf.shape[0]) != batch or shape[1:] != leaf.shape[1:]:
-            raise ValueError(
-                f"fn: with batch_sizes, axis 0 of every output is the batch; output {i} "
-                f"has shape {shape} for {batch[0]} rows and {tuple(leaf.shape)} for "
-                f"{batch[1]}: batch_sizes=None exports fixed shapes"
-            )
-        shapes[i] = (_BATCH, *shape[1:])
-    return shapes
-
-
-def _manifest(
-    jax: Any,
-    fn: Callable[..., Any],
-    inputs: tuple[Any, ...],
-    sizes: list[int],
-    weights: Any,
-    state: Any,
-    entry: str,
-    programs: list[Any],
-    other: Any,
-) -> str:
-    first = programs[0]
-    # Which arguments are kept is the same in all: shapes don't decide it.
-    kept = set(first.module_kept_var_idx)
-    position = iter(range(len(first.in_avals)))
-
-    def arrays(tree: Any, batch: bool) -> Iterator[str]:
-        for leaf in jax.tree.leaves(tree):
-            shape = tuple(leaf.shape)
-            shape = (_BATCH, *shape[1:]) if batch and shape else shape
-            yield _array(leaf.dtype, shape, next(position) in kept)
-
-    for program in programs[1:]:
-        if set(program.module_kept_var_idx) != kept:
-            raise LoadError("fn uses other inputs for other batch sizes")
-    held = [
-        jax.tree.map(jax.numpy.asarray, tree)
-        for tree in (weights, state)
-    ]
-    n_state = len(jax.tree.leaves(state))
-    lines = [
-        "pyasyncml-xla 1",
-        f"entry {quote(entry, safe='')}",
-        f"platform {first.platforms[0]}",
-        " ".join(map(str, ("buckets", len(sizes), *sizes))),
-        f"weights {len(jax.tree.leaves(weights))}",
-        *arrays(held[0], False),
-        "state",
-        *_tree(jax.tree.structure(state), arrays(held[1], False), "state"),
-        f"inputs {len(inputs)}",
-    ]
-    names = _names(fn, (weights is not None) + (state is not None), len(inputs))
-    for name, tree in zip(names, inputs, strict=True):
-        lines.append(f"input {quote(name, safe='')}")
-        lines += _tree(
-            jax.tree.structure(tree), arrays(tree, bool(sizes)), f"input {name!r}"
-        )
-    out_tree = first.out_tree
-    if state is not None:
-        out_tree = out_tree.children()[1]
-    shapes = _output_shapes(first, n_state, sizes, other, jax)
-    outputs = [
-        _array(aval.dtype, shape)
-        for aval, shape in zip(first.out_avals[n_state:], shapes, strict=True)
-    ]
-    lines.append("outputs")
-    lines += _tree(out_tree, iter(outputs), "outputs")
-    return "\n".join(lines) + "\n"
+    else:
+        yield f"{'list' if kind is list else 'tuple'} {len(children)}"
+        for child in children:
+            yield from _tree(child, arrays, what)
 
 
 # --- the file ---
-
-
-def _bytes_of(jax: Any, leaf: Any) -> bytes:
-    import numpy
-
-    return numpy.ascontiguousarray(jax.numpy.asarray(leaf)).tobytes()
 
 
 def _write_archive(made: str, members: list[tuple[str, bytes]]) -> None:

@@ -285,11 +285,11 @@ int
 paml_xla_write_number(const struct paml_xla_dtype *dtype,
                       const struct paml_value *value, void *to, struct paml_error *err)
 {
-    if (dtype->dlpack.code == kDLBool) {
-        if (value->kind != PAML_BOOL) {
-            return paml_fail(err, PAML_ERR_INPUT, "expected a bool, got %s",
-                             kind_name(value->kind));
-        }
+    if ((dtype->dlpack.code == kDLBool) != (value->kind == PAML_BOOL)) {
+        return paml_fail(err, PAML_ERR_INPUT, "expected dtype %s, got %s", dtype->name,
+                         kind_name(value->kind));
+    }
+    if (value->kind == PAML_BOOL) {
         *(unsigned char *)to = value->integer != 0;
         return PAML_OK;
     }
