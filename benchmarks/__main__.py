@@ -18,6 +18,7 @@ SUITES = {
     "overload": suites.overload_suite,
     "text": suites.text_suite,
     "streams": suites.streams_suite,
+    "xla": suites.xla_suite,
 }
 
 

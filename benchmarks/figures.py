@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import overload, streams
+from . import overload, streams, xla
 from .load import Run
 from .models import NATIVE_ROWS as BATCH_ROWS
 from .quantiles import Spread
@@ -146,6 +146,9 @@ def figures(results: Results) -> list[Figure]:
         _text(reader)
     if reader.has(streams.WORKLOAD):
         _streams(reader)
+    for workload, instances in ((xla.TINY, 1), (xla.LARGE, 1), (xla.FOUR, xla.DEVICES)):
+        if reader.has(workload):
+            _xla(reader, workload, instances)
     return reader.figures
 
 
@@ -310,3 +313,24 @@ def _text(reader: _Reader) -> None:
             text = f"{name}, {rate} arrivals a second, p99: {native} / {peer}"
             other = reader.rounds(p99, peer, name, rate, mode="open")
             reader.add(text, _divided(late, other))
+
+
+def _xla(reader: _Reader, workload: str, instances: int) -> None:
+    for in_flight in xla.IN_FLIGHT:
+        for ours in ("native", "native, batched"):
+            for peer in ("to_thread", "greedy"):
+                reader.add(
+                    f"{workload}, {in_flight} in flight: {ours} / jax.jit in {peer}, "
+                    "requests per second",
+                    _divided(
+                        reader.rounds(throughput, ours, workload, in_flight, instances),
+                        reader.rounds(throughput, peer, workload, in_flight, instances),
+                    ),
+                )
+        reader.add(
+            f"{workload}, {in_flight} in flight: loop lag p99, native / to_thread",
+            _divided(
+                reader.rounds(lag_p99, "native", workload, in_flight, instances),
+                reader.rounds(lag_p99, "to_thread", workload, in_flight, instances),
+            ),
+        )

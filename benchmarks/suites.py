@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import contenders, echo, floors, load, minilm, overload, streams, text
+from . import contenders, echo, floors, load, minilm, overload, streams, text, xla
 from .contenders import Contender, Starter, Workload
 from .load import Run
 from .results import Cell, Results
@@ -279,3 +279,18 @@ async def text_suite(results: Results, plan: Plan) -> None:
                 rate = int(text.OPEN_SHARE * results.cells[cell][0].rps) or 1
             await stage.open_loop(turn, rate)
         await stage.close()
+
+
+async def xla_suite(results: Results, plan: Plan) -> None:
+    if missing := xla.missing():
+        say(f"xla: skipped, for want of {', '.join(missing)} (benchmarks/README.md)")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for workload in xla.workloads(Path(folder)):
+            say(workload.name)
+            stage = Stage(results, plan, workload)
+            await stage.open(xla.starters())
+            for turn in range(plan.rounds):
+                for in_flight in xla.IN_FLIGHT:
+                    await stage.closed(turn, in_flight)
+            await stage.close()

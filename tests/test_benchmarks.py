@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import load, minilm, overload, report, streams
+from benchmarks import load, minilm, overload, report, streams, xla
 from benchmarks.beat import Beat
 from benchmarks.contenders import (
     Batch,
@@ -182,6 +182,21 @@ def test_the_streams_suite_counts_for_everyone_what_was_kept_up_with(
     for cell, (run,) in results.cells.items():
         assert run.streams is not None, cell
         assert run.requests >= streams.FIRST, cell
+    for figure in figures(results):
+        assert figure.text in text
+
+
+@pytest.mark.xla
+def test_the_xla_suite_measures_everyone_on_one_device_and_on_four(
+    tmp_path: Path,
+) -> None:
+    results, text = smoke("xla", tmp_path)
+    expected = (
+        set() if xla.missing() else {(xla.TINY, 1), (xla.LARGE, 1), (xla.FOUR, 4)}
+    )
+    assert {(cell.workload, cell.instances) for cell in results.cells} == expected
+    everyone = set() if xla.missing() else set(xla.starters())
+    assert {cell.contender for cell in results.cells} == everyone
     for figure in figures(results):
         assert figure.text in text
 

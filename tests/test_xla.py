@@ -202,6 +202,14 @@ def test_rank_0_and_empty_arrays_are_outputs_too(run, tmp_path):
     assert_same(served(run, fn, (x,), tmp_path), (np.float32(6).reshape(()), x[:0]))
 
 
+def test_outputs_that_are_inputs_are_copies(run, tmp_path):
+    x = np.arange(64, dtype=np.float32)
+    first, second = served(run, lambda x: (x, x), (x,), tmp_path)
+    assert_same((first, second), (x, x))
+    assert not np.shares_memory(first, x)
+    assert not np.shares_memory(first, second)
+
+
 def test_inputs_that_the_program_does_not_need_are_checked_all_the_same(run, tmp_path):
     def fn(x, unused):
         return x + 1
@@ -254,7 +262,7 @@ def test_an_input_that_does_not_fit_is_refused_at_the_call(run, mlp_path, x, sai
             lambda a: {"a": a, "b": [a]},
             r"'named'\['b'\]: expected an array, got a list",
         ),
-        (lambda a: {"a": a, "b": a.astype("i4")}, "expected dtype float32"),
+        (lambda a: {"a": a, "b": a.astype("i4")}, "expected dtype float32, got int32"),
     ],
 )
 def test_a_structure_that_does_not_fit_says_where(run, tmp_path, change, said):

@@ -76,10 +76,9 @@ bind_tensor(struct binding *binding, const struct paml_xla_array *array,
                          binding->path);
     }
     if (memcmp(&tensor->dtype, &array->dtype->dlpack, sizeof(DLDataType)) != 0) {
-        return paml_fail(binding->err, PAML_ERR_INPUT,
-                         "%s: expected dtype %s, got another (DLPack code %d, %d bits)",
-                         binding->path, array->dtype->name, tensor->dtype.code,
-                         tensor->dtype.bits);
+        return paml_fail(binding->err, PAML_ERR_INPUT, "%s: expected dtype %s, got %s",
+                         binding->path, array->dtype->name,
+                         paml_xla_dtype_name(tensor->dtype));
     }
     for (int32_t i = 0; fits && i < array->ndim; i++) {
         fits = array->shape[i] == PAML_XLA_BATCH || array->shape[i] == tensor->shape[i];

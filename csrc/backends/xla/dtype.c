@@ -30,3 +30,14 @@ paml_xla_dtype_find(const char *name)
     }
     return NULL;
 }
+
+const char *
+paml_xla_dtype_name(DLDataType dtype)
+{
+    for (size_t i = 0; i < sizeof(dtypes) / sizeof(dtypes[0]); i++) {
+        if (memcmp(&dtypes[i].dlpack, &dtype, sizeof(dtype)) == 0) {
+            return dtypes[i].name;
+        }
+    }
+    return "one that XLA doesn't have";
+}

@@ -14,6 +14,9 @@ struct paml_xla_dtype {
 /* NULL: there is none such. */
 const struct paml_xla_dtype *paml_xla_dtype_find(const char *name);
 
+/* For people. */
+const char *paml_xla_dtype_name(DLDataType dtype);
+
 static inline size_t
 paml_xla_dtype_size(const struct paml_xla_dtype *dtype)
 {
