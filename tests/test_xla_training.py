@@ -109,6 +109,46 @@ def test_refused_inputs_leave_the_state_alone(path, state):
     assert_same(asyncio.run(main()), state)
 
 
+def endless(x):
+    """Needs more memory than a process can address."""
+    many = jnp.broadcast_to(x, (1 << 24, 1 << 22))
+    return jnp.sort(many * jax.lax.iota(jnp.float32, 1 << 22), axis=1)[0, 0]
+
+
+def test_a_step_that_fails_in_the_device_loses_the_state_and_says_so(tmp_path):
+    path = tmp_path / "step"
+    one = np.float32(1)
+    export.jax(lambda s, x: (s + 1, endless(x)), one, path, None, state=one)
+
+    async def main():
+        async with ml.load(path) as model:
+            assert await model.infer() == 1
+            with pytest.raises(ml.OutOfMemory, match="Out of memory"):
+                await model.infer(one)
+            for inputs in ((one,), ()):
+                with pytest.raises(ml.BackendError, match="state was lost"):
+                    await model.infer(*inputs)
+            await model.reload(path)
+            return await model.infer()
+
+    assert asyncio.run(main()) == 1
+
+
+def test_memory_that_runs_out_without_a_state_harms_nothing(tmp_path):
+    path = tmp_path / "endless"
+    one = np.float32(1)
+    export.jax(endless, one, path, None)
+
+    async def main():
+        async with ml.load(path) as model:
+            for _ in range(3):
+                with pytest.raises(ml.OutOfMemory, match="Out of memory"):
+                    await model.infer(one)
+            return model.stats().failed
+
+    assert asyncio.run(main()) == 3
+
+
 def test_steps_of_a_state_are_never_batched(path):
     async def main():
         with pytest.raises(ml.LoadError, match="state"):
