@@ -76,25 +76,22 @@ def core_extension() -> Extension:
     )
 
 
-def xla_extension() -> Extension:
-    """The xla backend: needs nothing of XLA to be built, its plugin is found later."""
+def plain_extension(name: str) -> Extension:
+    """A backend in plain C, which needs nothing of the framework: its library is opened
+    when it is first used."""
+    core = core_extension()
     return Extension(
-        "pyasyncml.backends._xla",
-        sources=sorted(glob.glob("csrc/backends/xla/*.c")),
-        depends=sorted(
-            glob.glob("csrc/backends/xla/*.h") + glob.glob("csrc/engine/*.h")
+        f"pyasyncml.backends._{name}",
+        sources=sorted(
+            glob.glob(f"csrc/backends/{name}/*.c")
+            + ["csrc/engine/value.c", "csrc/engine/string_tensor.c"]
         ),
-        include_dirs=["csrc/engine", "csrc/backends/xla"],
-        define_macros=[("_GNU_SOURCE", "1")],
-        extra_compile_args=[
-            "-std=c11",
-            "-Wall",
-            "-Wextra",
-            "-O2",
-            "-fvisibility=hidden",
-            *option_flags(),
-        ],
-        extra_link_args=option_flags(),
+        depends=core.depends,
+        include_dirs=["csrc/engine", f"csrc/backends/{name}"],
+        define_macros=core.define_macros,
+        libraries=["m"],
+        extra_compile_args=core.extra_compile_args,
+        extra_link_args=core.extra_link_args,
     )
 
 
@@ -174,6 +171,12 @@ class build_py(_build_py):
 
 
 setup(
-    ext_modules=[core_extension(), xla_extension(), *torch_extensions()],
+    ext_modules=[
+        core_extension(),
+        plain_extension("onnxruntime"),
+        plain_extension("tensorflow"),
+        plain_extension("xla"),
+        *torch_extensions(),
+    ],
     cmdclass={"build_ext": build_ext, "build_py": build_py},
 )

@@ -14,10 +14,14 @@ from .results import OtherLoad, Results, machine
 SUITES = {
     "echo": suites.echo_suite,
     "torch": suites.torch_suite,
+    "graph": suites.graph_suite,
     "batching": suites.batching_suite,
     "overload": suites.overload_suite,
+    "onnx": suites.onnx_suite,
+    "tensorflow": suites.tensorflow_suite,
     "text": suites.text_suite,
     "streams": suites.streams_suite,
+    "train": suites.train_suite,
     "xla": suites.xla_suite,
 }
 

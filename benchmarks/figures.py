@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import overload, streams, xla
+from . import filetypes, graph, overload, savedmodels, streams, train, xla
 from .load import Run
 from .models import NATIVE_ROWS as BATCH_ROWS
 from .quantiles import Spread
@@ -121,6 +121,9 @@ class _Reader:
         cells = [cell for cell in self._results.cells if cell.workload == workload]
         return list(dict.fromkeys(cell.contender for cell in cells))
 
+    def workloads(self) -> list[str]:
+        return list(dict.fromkeys(cell.workload for cell in self._results.cells))
+
     def has(self, workload: str) -> bool:
         return any(cell.workload == workload for cell in self._results.cells)
 
@@ -136,16 +139,30 @@ def figures(results: Results) -> list[Figure]:
     for model in ("tiny MLP", "MLP", "transformer"):
         if reader.has(model):
             _model(reader, model)
+    for name in dict.fromkeys(cell.workload for cell in results.cells):
+        if name.endswith(", exported"):
+            _graph(reader, name)
     for model, in_flight, target in (("tiny MLP", 512, 2.0), ("MLP", 64, 1.5)):
         if reader.has(f"{model}, batches"):
             _batches(reader, model, in_flight, target)
     for workload, target in ((overload.ECHO, 0.9), (overload.MLP, 0.75)):
         if reader.has(workload):
             _overload(reader, workload, target)
+    for model in (filetypes.TINY_NAME, filetypes.NAME):
+        if reader.has(model):
+            _onnx(reader, model)
+    for model in (savedmodels.TINY_NAME, savedmodels.NAME):
+        if reader.has(model):
+            _tensorflow(reader, model)
     if reader.has("MiniLM"):
         _text(reader)
     if reader.has(streams.WORKLOAD):
         _streams(reader)
+    for workload in reader.workloads():
+        if workload.startswith("training "):
+            _train(reader, workload)
+    if reader.has(train.ECHO):
+        _beside_training(reader)
     for workload, instances in ((xla.TINY, 1), (xla.LARGE, 1), (xla.FOUR, xla.DEVICES)):
         if reader.has(workload):
             _xla(reader, workload, instances)
@@ -290,6 +307,24 @@ def _overload(reader: _Reader, workload: str, target: float) -> None:
     reader.add(f"{text}, rows waiting, most / bound: {rejecting}", rows, AT_MOST, 1.0)
 
 
+def _graph(reader: _Reader, name: str) -> None:
+    idle = reader.rounds(lag_p99, "idle loop", name, 0, mode="idle")
+    for in_flight in graph.IN_FLIGHT:
+        served = reader.rounds(throughput, graph.GRAPH, name, in_flight)
+        for peer in reader.contenders(name):
+            if peer in (graph.GRAPH, "idle loop"):
+                continue
+            text = f"{name}, {in_flight} in flight, requests per second: graph / {peer}"
+            other = reader.rounds(throughput, peer, name, in_flight)
+            reader.add(text, _divided(served, other))
+        for contender in (graph.GRAPH, graph.COMPILED, graph.BINDING):
+            text = f"{name}, {in_flight} in flight, loop lag p99: {contender} / idle"
+            lag = reader.rounds(lag_p99, contender, name, in_flight)
+            target = None if contender == graph.BINDING else 2.0
+            ratio = _divided(lag, idle)
+            reader.add(text, ratio, AT_MOST if target else None, target)
+
+
 def _streams(reader: _Reader) -> None:
     name = streams.WORKLOAD
     most = reader.rounds(kept_up, "native, sessions in batches", name, 0, 2, "streams")
@@ -298,6 +333,61 @@ def _streams(reader: _Reader) -> None:
         text = f"{name} under a p99 of 32 ms: native, sessions in batches / {peer}"
         comparison = AT_LEAST if target else None
         reader.add(text, _divided(most, other), comparison, target)
+
+
+def _onnx(reader: _Reader, model: str) -> None:
+    for instances in (1, 2):
+        served = reader.rounds(throughput, "native", model, 64, instances)
+        floor = reader.rounds(
+            throughput, "C loop", model, instances, instances, mode="floor"
+        )
+        text = f"{model}, 64 in flight, requests per second: native / C loop"
+        text += f", {instances} thread" + ("s" if instances > 1 else "")
+        target = 0.95 if model == filetypes.NAME and instances == 1 else None
+        reader.add(text, _divided(served, floor), AT_LEAST if target else None, target)
+        for peer in ("bridge", "to_thread", "run_async")[: 3 if instances > 1 else 1]:
+            other = reader.rounds(throughput, peer, model, 64, instances)
+            text = f"{model}, 64 in flight, {instances} instances, requests per second"
+            reader.add(f"{text}: native / {peer}", _divided(served, other))
+    lag = reader.rounds(lag_p99, "native", model, 64, 2)
+    for peer in ("to_thread", "run_async"):
+        text = f"{model}, 64 in flight, loop lag p99: native / {peer}"
+        reader.add(text, _divided(lag, reader.rounds(lag_p99, peer, model, 64, 2)))
+    if model == filetypes.TINY_NAME:
+        _call_of_the_backend(reader, model)
+
+
+def _call_of_the_backend(reader: _Reader, model: str) -> None:
+    backend, plain = (
+        reader.rounds(time_per_request, name, model, 1, 1, mode="floor")
+        for name in ("backend in a C loop", "C loop")
+    )
+    more = [1e3 * value for value in _minus(backend, plain)]
+    text = f"{model}, a call of the backend's above the library's own"
+    reader.add(text, more, unit="ns")
+
+
+def _tensorflow(reader: _Reader, model: str) -> None:
+    for instances in (1, 2):
+        served = reader.rounds(throughput, "native", model, 64, instances)
+        floor = reader.rounds(
+            throughput, "C loop", model, instances, instances, mode="floor"
+        )
+        text = f"{model}, 64 in flight, requests per second: native / C loop"
+        text += f", {instances} thread" + ("s" if instances > 1 else "")
+        reader.add(text, _divided(served, floor))
+        for peer in ("bridge", "to_thread"):
+            other = reader.rounds(throughput, peer, model, 64, instances)
+            text = f"{model}, 64 in flight, {instances} instances, requests per second"
+            reader.add(f"{text}: native / {peer}", _divided(served, other))
+    for what, measured in (("p99", p99), ("loop lag p99", lag_p99)):
+        mine = reader.rounds(measured, "native", model, 64, 2)
+        for peer in ("bridge", "to_thread"):
+            text = f"{model}, 64 in flight, {what}: native / {peer}"
+            other = reader.rounds(measured, peer, model, 64, 2)
+            reader.add(text, _divided(mine, other))
+    if model == savedmodels.TINY_NAME:
+        _call_of_the_backend(reader, model)
 
 
 def _text(reader: _Reader) -> None:
@@ -313,6 +403,32 @@ def _text(reader: _Reader) -> None:
             text = f"{name}, {rate} arrivals a second, p99: {native} / {peer}"
             other = reader.rounds(p99, peer, name, rate, mode="open")
             reader.add(text, _divided(late, other))
+
+
+def _train(reader: _Reader, workload: str) -> None:
+    def rates(name: str) -> list[float]:
+        return reader.rounds(throughput, name, workload, train.BATCH, mode="train")
+
+    # The best of each round: one may have been disturbed.
+    best = [max(values) for values in zip(*map(rates, train.EAGER), strict=True)]
+    for name, target in (("native, fused", 1.0), ("native", None)):
+        text = f"{workload}, steps per second: {name} / best eager loop"
+        sense = AT_LEAST if target else None
+        reader.add(text, _divided(rates(name), best), sense, target)
+    text = f"{workload}, steps per second: native / eager (the same arithmetic)"
+    reader.add(text, _divided(rates("native"), rates("eager")), AT_LEAST, 1.0)
+
+
+def _beside_training(reader: _Reader) -> None:
+    nothing, *trainings = train.BESIDE
+    alone = reader.rounds(lag_p99, nothing, train.ECHO, train.CLIENTS)
+    for name in trainings:
+        lag = reader.rounds(lag_p99, name, train.ECHO, train.CLIENTS)
+        text = (
+            f"{train.ECHO}, {train.CLIENTS} clients, loop lag p99: {name} / {nothing}"
+        )
+        target = 2.0 if name == "trainer.fit" else None
+        reader.add(text, _divided(lag, alone), AT_MOST if target else None, target)
 
 
 def _xla(reader: _Reader, workload: str, instances: int) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -101,3 +102,75 @@ class TorchLoop:
 
     def __exit__(self, *exception: Any) -> None:
         self._peer.__exit__(*exception)
+
+
+class OnnxLoop:
+    """The C loop on an ONNX model over some inputs in turn, checked to compute what
+    Python computes. `element`: ONNX's number of their type."""
+
+    def __init__(
+        self, model: Path, element: int, rows: Any, folder: Path, expected: Any
+    ) -> None:
+        inputs = folder / f"{model.stem}.rows"
+        rows.tofile(inputs)
+        weighted = expected.ravel().astype(float)
+        self._expected = float(weighted @ range(len(weighted)))
+        sizes = [str(size) for size in rows.shape[1:]]
+        self._peer = Peer(
+            [
+                *(str(build.onnx_loop()), str(_library()), str(model)),
+                *(str(element), str(len(rows)), str(inputs), *sizes),
+            ]
+        )
+
+    def ask(self, how: str, threads: int, seconds: float) -> Run:
+        """`how`: as native/onnx_loop.c says."""
+        run = self._peer.ask(f"{how} {threads} {seconds}")
+        total = self._peer.last["sum"]
+        if abs(total - self._expected) > 1e-3 * max(1.0, abs(self._expected)):
+            raise RuntimeError(f"{total} in C, {self._expected} in Python")
+        return run
+
+    def __enter__(self) -> OnnxLoop:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._peer.__exit__(*exception)
+
+
+class TensorflowLoop:
+    """The C loop on a SavedModel, checked to compute what Python computes."""
+
+    def __init__(self, model: Path, x: Any, folder: Path, expected: Any) -> None:
+        from pyasyncml.backends import tensorflow
+
+        inputs = folder / "input"
+        x.tofile(inputs)
+        weighted = expected.ravel().astype(float)
+        self._expected = float(weighted @ range(len(weighted)))
+        self._peer = Peer(
+            [
+                *(str(build.tensorflow_loop()), *map(str, tensorflow.libraries())),
+                *(str(model), str(inputs), *map(str, x.shape)),
+            ]
+        )
+
+    def ask(self, how: str, threads: int, seconds: float) -> Run:
+        """`how`: as native/tensorflow_loop.c says."""
+        run = self._peer.ask(f"{how} {threads} {seconds}")
+        total = self._peer.last["sum"]
+        if abs(total - self._expected) > 1e-3 * max(1.0, abs(self._expected)):
+            raise RuntimeError(f"{total} in C, {self._expected} in Python")
+        return run
+
+    def __enter__(self) -> TensorflowLoop:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._peer.__exit__(*exception)
+
+
+def _library() -> Path:
+    from pyasyncml.backends import onnxruntime
+
+    return onnxruntime.library()

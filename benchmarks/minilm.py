@@ -123,6 +123,7 @@ def workload(folder: Path, texts: int = TEXTS) -> tuple[Workload, Texts]:
             scope=torch.inference_mode,
             native=native,
             close=nothing_to_close,
+            path=str(path),
             batch=Batch(
                 native=pyasyncml.Batching(max_rows=ROWS, pad=pad),
                 most=ROWS,

@@ -34,6 +34,7 @@ LOADS = {
     "idle": "no requests",
     "floor": "{} threads",
     "alone": "{} in flight",
+    "train": "batches of {}, steps a second",
     "ceiling": "batches of {}",
     "overload": "{} x capacity",
     "streams": "as many as it keeps up with",

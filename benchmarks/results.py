@@ -75,6 +75,8 @@ def machine() -> dict[str, Any]:
         "pyasyncml": installed("pyasyncml"),
         "numpy": installed("numpy"),
         "torch": installed("torch"),
+        "onnxruntime": installed("onnxruntime"),
+        "tensorflow": installed("tensorflow-cpu") or installed("tensorflow"),
         "switch_interval_s": sys.getswitchinterval(),
     }
 

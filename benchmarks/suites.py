@@ -11,7 +11,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import contenders, echo, floors, load, minilm, overload, streams, text, xla
+from . import (
+    contenders,
+    echo,
+    filetypes,
+    floors,
+    graph,
+    load,
+    minilm,
+    overload,
+    savedmodels,
+    streams,
+    text,
+    train,
+    xla,
+)
 from .contenders import Contender, Starter, Workload
 from .load import Run
 from .results import Cell, Results
@@ -89,8 +103,8 @@ class Stage:
         run = load.alone(workload.run, x, rows, self._plan.seconds)
         self._add("ceiling", rows, "model alone", run)
 
-    def floor(self, threads: int, run: Run) -> None:
-        cell = Cell(self.workload.name, threads, "floor", threads, "C++ loop")
+    def floor(self, threads: int, run: Run, by: str = "C++ loop") -> None:
+        cell = Cell(self.workload.name, threads, "floor", threads, by)
         self._results.add(cell, run)
 
     def _add(self, mode: str, amount: int, contender: str, run: Run) -> None:
@@ -261,6 +275,110 @@ async def streams_suite(results: Results, plan: Plan) -> None:
             results.add(cell, replace(run, streams=count))
 
 
+async def onnx_suite(results: Results, plan: Plan) -> None:
+    if missing := filetypes.missing():
+        say(f"onnx: skipped, for want of {', '.join(missing)} (benchmarks/README.md)")
+        return
+    import numpy as np
+
+    with tempfile.TemporaryDirectory() as name:
+        tiny = Path(name) / "tiny.onnx"
+        tiny.write_bytes(filetypes.TINY)
+        x = np.ones((1, 4), np.float32)
+        await _onnx(results, plan, Path(name), tiny, 1, [x], filetypes.TINY_NAME)
+        inputs = [filetypes.features(path) for path in filetypes.files()]
+        longer = replace(plan, seconds=filetypes.SLOWER * plan.seconds)
+        model = filetypes.model()
+        await _onnx(results, longer, Path(name), model, 6, inputs, filetypes.NAME)
+
+
+async def _onnx(
+    results: Results,
+    plan: Plan,
+    folder: Path,
+    model: Path,
+    element: int,
+    inputs: list[Any],
+    name: str,
+) -> None:
+    """One ONNX model, `inputs` in turn; `element` is ONNX's number of their type."""
+    import numpy as np
+
+    say(name)
+    turns = minilm.Texts([(x,) for x in inputs])
+    one, two = (
+        Stage(results, plan, filetypes.workload(model, turns, instances, name))
+        for instances in (1, 2)
+    )
+    expected = one.workload.run((inputs[0],))
+    with floors.OnnxLoop(model, element, np.stack(inputs), folder, expected) as loop:
+        for stage in (one, two):
+            await stage.open(filetypes.starters(model, stage.workload.instances))
+        for turn in range(plan.rounds):
+            for threads in (1, 2):
+                how = "plain" if threads == 1 else "sessions"
+                one.floor(threads, loop.ask(how, threads, plan.seconds), "C loop")
+            one.floor(1, loop.ask("backend", 1, plan.seconds), "backend in a C loop")
+            for in_flight in (1, 64):
+                await one.closed(turn, in_flight)
+            await two.closed(turn, 64)
+            await one.idle()
+        for stage in (two, one):
+            await stage.close()
+
+
+async def graph_suite(results: Results, plan: Plan) -> None:
+    quick = plan.seconds <= 0.05
+    with tempfile.TemporaryDirectory() as folder:
+        say("compiling")
+        for program in graph.programs(Path(folder), quick):
+            say(program.name)
+            stage = Stage(results, plan, graph.workload(program))
+            await stage.open(graph.contenders(program))
+            for turn in range(plan.rounds):
+                await stage.idle()
+                for in_flight in graph.IN_FLIGHT:
+                    await stage.closed(turn, in_flight)
+            await stage.close()
+
+
+async def tensorflow_suite(results: Results, plan: Plan) -> None:
+    if missing := savedmodels.missing():
+        say(f"tensorflow: skipped, for want of {', '.join(missing)}")
+        return
+    import numpy as np
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for model, function in savedmodels.write(folder).items():
+            say(model)
+            x = np.ones(savedmodels.SHAPES[model], np.float32)
+            one, two = (
+                Stage(
+                    results,
+                    plan,
+                    savedmodels.workload(model, folder, function, x, instances),
+                )
+                for instances in (1, 2)
+            )
+            expected = one.workload.run(x)
+            with floors.TensorflowLoop(folder / model, x, folder, expected) as loop:
+                for stage in (one, two):
+                    await stage.open(savedmodels.starters())
+                for turn in range(plan.rounds):
+                    for threads in (1, 2):
+                        run = loop.ask("plain", threads, plan.seconds)
+                        one.floor(threads, run, "C loop")
+                    run = loop.ask("backend", 1, plan.seconds)
+                    one.floor(1, run, "backend in a C loop")
+                    for in_flight in (1, 64):
+                        await one.closed(turn, in_flight)
+                    await two.closed(turn, 64)
+                    await one.idle()
+                for stage in (two, one):
+                    await stage.close()
+
+
 async def text_suite(results: Results, plan: Plan) -> None:
     if missing := minilm.missing():
         say(f"text: skipped, for want of {', '.join(missing)} (benchmarks/README.md)")
@@ -270,7 +388,7 @@ async def text_suite(results: Results, plan: Plan) -> None:
         say(workload.name)
         plan = replace(plan, seconds=text.SLOWER * plan.seconds)
         stage = Stage(results, plan, replace(workload, x=texts))
-        await stage.open(text.starters())
+        await stage.open(text.starters(say))
         rate = 0
         for turn in range(plan.rounds):
             await stage.closed(turn, text.IN_FLIGHT)
@@ -279,6 +397,43 @@ async def text_suite(results: Results, plan: Plan) -> None:
                 rate = int(text.OPEN_SHARE * results.cells[cell][0].rps) or 1
             await stage.open_loop(turn, rate)
         await stage.close()
+
+
+async def train_suite(results: Results, plan: Plan) -> None:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the native runs have it
+    try:
+        nets = train.nets()
+        for net in nets:
+            say(net.name)
+            ready = list(train.contenders(net).items())
+            for _, contender in ready:
+                await contender.run(plan.warm)
+            for turn in range(plan.rounds):
+                start = turn % len(ready)
+                for name, contender in ready[start:] + ready[:start]:
+                    cell = Cell(net.name, 1, "train", train.BATCH, name)
+                    results.add(cell, await contender.run(plan.seconds))
+            for _, contender in ready:
+                await contender.close()
+        say(train.ECHO)
+        workload = await echo.workload(1, 0.0)
+        native = await contenders.starters()["native"](workload)
+        await load.closed(native, workload.x, train.CLIENTS, plan.warm)
+        for turn in range(plan.rounds):
+            start = turn % len(train.BESIDE)
+            for name in train.BESIDE[start:] + train.BESIDE[:start]:
+                async with train.beside(name, nets[1]):
+                    run = await load.closed(
+                        native, workload.x, train.CLIENTS, plan.seconds
+                    )
+                results.add(Cell(train.ECHO, 1, "closed", train.CLIENTS, name), run)
+        await native.close()
+        await workload.close()
+    finally:
+        torch.set_num_threads(threads)
 
 
 async def xla_suite(results: Results, plan: Plan) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from .contenders import Contender, Starter, Workload, batchers
+from .contenders import Contender, Starter, Workload, batchers, servers
 from .minilm import Texts
 
 IN_FLIGHT = 64
@@ -33,5 +34,6 @@ def taking_turns(name: str, start: Starter) -> Starter:
     return started
 
 
-def starters() -> dict[str, Starter]:
-    return {name: taking_turns(name, start) for name, start in batchers().items()}
+def starters(say: Callable[[str], None]) -> dict[str, Starter]:
+    everyone = batchers() | servers(say)
+    return {name: taking_turns(name, start) for name, start in everyone.items()}

@@ -1,5 +1,12 @@
 """How to test code that awaits a model, with pytest-asyncio.
 
+How to run it, from a checkout:
+
+    pip install '.[torch]' pytest pytest-asyncio
+    pytest examples/test_with_pytest_asyncio.py
+
+What you see: every test passes, each on the loop that its marks and fixtures give it.
+
 A future belongs to the loop that called `infer`; a model belongs to the process. So a
 model loaded on the loop of the whole session serves tests on that loop and tests on
 loops of their own.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 from collections.abc import Callable
@@ -39,6 +40,14 @@ def call(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> _core.Futu
     callable holds the GIL as any Python code does; several run at once only as far as
     they release it.
 
-    Raises `TypeError` when `fn` isn't callable, `RuntimeError` without a running loop.
+    Raises `TypeError` when `fn` isn't callable, or is a coroutine function, which has
+    nothing to do on a worker, and `RuntimeError` without a running loop. A callable
+    that turns out to return a coroutine fails with `TypeError` through the future.
     """
+    if inspect.iscoroutinefunction(fn):
+        name = getattr(fn, "__qualname__", None) or repr(fn)
+        raise TypeError(
+            f"fn: {name} is a coroutine function: await it directly, or give "
+            "asyncio.run to call() where it needs a loop of its own"
+        )
     return (_pool or _the_pool())._call(fn, *args, **kwargs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
@@ -12,6 +13,7 @@ from typing import Any
 from . import _files
 from ._call import call
 from .backends import Devices, load_backend, parse_devices
+from .backends.tensorflow import SharedProgram
 from .batching import Batching
 from .errors import LoadError
 from .model import Model, Queue, make_model
@@ -29,6 +31,18 @@ class Loading:
         self._open_model = open_model
         self._load_again = load_again
         self._model: Model | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """Only where there is none: who asks for a model's has forgotten to await."""
+        if hasattr(Model, name) and not name.startswith("__"):
+            raise AttributeError(
+                f"{name!r} is the model's, and load(...) gives that only once it is "
+                "awaited: await it first (model = await load(...)), or enter it with "
+                "async with (async with load(...) as model)"
+            )
+        raise AttributeError(
+            f"{type(self).__name__!r} object has no attribute {name!r}"
+        )
 
     def __await__(self) -> Generator[Any, None, Model]:
         return self._open().__await__()
@@ -56,6 +70,7 @@ def load(
     source: Any,
     *,
     inputs: Any = None,
+    dynamic: Any = None,
     device: str | Sequence[str] = "cpu",
     instances: int = 1,
     threads: int = 1,
@@ -70,14 +85,25 @@ def load(
 ) -> Loading:
     """Load a model: ``await load(...)``, or ``async with load(...) as model``.
 
-    `source`: a file, whose format is found from its content (TorchScript archives), or
-    a live `torch.nn.Module` or other callable, which runs in Python on the workers and
-    holds the GIL as Python code must. Reading, building and warming up happen on a
+    `source`: a file, whose format is found from its content (TorchScript archives,
+    `.pt2` programs of torch.export, ONNX models, SavedModel folders), or a live
+    `torch.nn.Module` or other callable. Reading, building and warming up happen on a
     worker, while the loop goes on; the first use of a framework in a process imports
     its library, which may hold the GIL for some milliseconds.
 
+    A live module with example `inputs` is exported, in the mode (train or eval) it is
+    in, and runs without Python from then on, over its own weights: what is written to
+    them in place is served (until a `Trainer` drives the module: from then on what
+    `Model.update_weights` last took from it). Exporting is Python: it takes seconds
+    and holds the GIL in slices. Without inputs, or with ``backend="python"``, a module
+    runs in Python on the workers, as other callables do, and holds the GIL as Python
+    code must.
+
     `inputs`: example inputs, one or a tuple; each instance runs them before the model
     is ready, so that the first request isn't slow (`warmup=False`: not).
+    `dynamic`: which sizes of an exported module's inputs may vary, besides the batch
+    (axis 0, where the example inputs agree about it): ``{"ids": {1: "length"}}``, where
+    axes of one name are equal, or torch.export's ``dynamic_shapes``.
     `device`: "cpu", "cuda:0", … or several of them. `instances`: workers per device,
     each with its own stream of runs. `threads`: intra-op threads of one instance.
     `entry`: the function to serve, where the program has several: a method's name, or
@@ -86,9 +112,9 @@ def load(
     `queue`: the bound, see `Queue`. `inline_below`: seconds; a request that finds the
     model idle, and whose kind has been taking less than this lately, runs at once in
     the caller, whose loop it blocks for that long; 0, the default: none does.
-    `backend`: "torch" or "python", where the content doesn't tell. `sha256`: the file's
-    checksum in hex; without it, a file of the same name with ".sha256" added is looked
-    for. `name`: what errors and stats call it.
+    `backend`: "torch", "onnx" or "python", where the content doesn't tell. `sha256`:
+    the file's checksum in hex; without it, a file of the same name with ".sha256" added
+    is looked for. `name`: what errors and stats call it.
 
     A model file is code: load only what you would run.
 
@@ -124,6 +150,7 @@ def load(
     load_again = functools.partial(
         load,
         inputs=inputs,
+        dynamic=dynamic,
         device=device,
         instances=instances,
         threads=threads,
@@ -143,7 +170,41 @@ def load(
             lambda: _open_file(path, backend, sha256, entry, example, title, common),
             functools.partial(load_again, name=title),
         )
+    if isinstance(source, SharedProgram):
+        path = source.path
+        title = name or os.path.basename(path.rstrip("/")) or path
+        return Loading(
+            lambda: _open_file(
+                path,
+                "tensorflow",
+                sha256,
+                entry,
+                example,
+                title,
+                common,
+                source._program,
+            ),
+            functools.partial(load_again, name=title),
+        )
     if callable(source):
+        title = name or str(getattr(source, "__name__", type(source).__name__))
+        load_again = functools.partial(load_again, name=title)
+        if sha256 is not None:
+            raise TypeError("sha256: only a file has a checksum")
+        if backend not in (None, "python", "torch"):
+            raise ValueError(
+                f"backend: a live module runs on 'torch' or 'python', not {backend!r}"
+            )
+        function = _live_entry(source, entry)
+        if _is_graph(source, inputs, backend):
+            return Loading(
+                lambda: _open_module(source, entry, example, dynamic, title, common),
+                load_again,
+            )
+        if dynamic is not None:
+            raise ValueError(
+                "dynamic: takes effect where a module is exported: give example inputs="
+            )
         if inline_below:
             raise ValueError(
                 "inline_below: a live module or callable runs on a worker only; where "
@@ -151,20 +212,12 @@ def load(
             )
         if batching is not None:
             raise ValueError(
-                "batching: a live module or callable runs one request at a time; "
-                "export it to a file for batches"
+                "batching: what runs in Python runs one request at a time; a torch "
+                "module loaded with example inputs= is exported, and takes batches"
             )
-        if sha256 is not None:
-            raise TypeError("sha256: only a file has a checksum")
-        if backend not in (None, "python"):
-            raise ValueError(
-                f"backend: a live module runs on 'python'; {backend!r} loads files"
-            )
-        function = _live_entry(source, entry)
-        title = name or str(getattr(source, "__name__", type(source).__name__))
         return Loading(
             lambda: _open_live(source, function, devices, example, title, common),
-            functools.partial(load_again, name=title),
+            load_again,
         )
     raise TypeError(
         "source: expected a path, a torch.nn.Module or a callable, "
@@ -187,12 +240,68 @@ async def _open_file(
     example: tuple[Any, ...],
     name: str,
     common: dict[str, Any],
+    options: Any = None,
 ) -> Model:
     found = await call(_files.identify, path, backend, sha256)
-    capsule = await call(load_backend, found)
+    capsule = await call(load_backend, found.partition(".")[0])
+    if found == "torch.export":
+        from ._load_graph import serve_file
+
+        return await _open_served(serve_file, (path, entry), example, name, common)
+    if found == "torch.compiled":
+        from ._load_graph import serve_package
+
+        runners = common["instances"] + (1 if common["inline_below"] else 0)
+        package = (path, entry, runners)
+        return await _open_served(serve_package, package, example, name, common)
     model = make_model(
-        Model, found, capsule, name=name, path=path, entry=entry, **common
+        Model, found, capsule, options, name=name, path=path, entry=entry, **common
     )
+    return await _started(model, example)
+
+
+def _is_graph(source: Any, inputs: Any, backend: str | None) -> bool:
+    """Whether a live object is exported, rather than run in Python."""
+    torch = sys.modules.get("torch")
+    is_module = torch is not None and isinstance(source, torch.nn.Module)
+    if backend == "torch" and not is_module:
+        raise ValueError("backend: 'torch' exports a torch.nn.Module")
+    if backend == "torch" and inputs is None:
+        raise ValueError("inputs: a module is exported with example inputs")
+    return is_module and backend != "python" and inputs is not None
+
+
+async def _open_module(
+    source: Any,
+    entry: str | None,
+    example: tuple[Any, ...],
+    dynamic: Any,
+    name: str,
+    common: dict[str, Any],
+) -> Model:
+    from ._load_graph import serve_module
+    from ._weights import serve_live
+
+    arguments = (source, entry, example, dynamic, common["batching"])
+    model = await _open_served(serve_module, arguments, example, name, common)
+    try:
+        await serve_live(source, model)
+    except BaseException:
+        model._abort()
+        raise
+    return model
+
+
+async def _open_served(
+    serve: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    example: tuple[Any, ...],
+    name: str,
+    common: dict[str, Any],
+) -> Model:
+    """Makes the program's graph on a worker, in Python: the loop goes on in slices."""
+    served = await call(serve, *arguments)
+    model: Model = served.model(name, common)
     return await _started(model, example)
 
 
@@ -218,6 +327,18 @@ async def _open_live(
     return await _started(model, example)
 
 
+def _level_of_caller() -> int:
+    """The `stacklevel` at which `warnings.warn` in the calling function points at who
+    called into this package: the line that awaits, where a task does."""
+    package = os.path.dirname(__file__) + os.sep
+    level = 1
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        frame = frame.f_back
+        level += 1
+    return level
+
+
 async def _started(model: Model, example: tuple[Any, ...]) -> Model:
     try:
         await model._start(*example)
@@ -226,7 +347,7 @@ async def _started(model: Model, example: tuple[Any, ...]) -> Model:
                 f"model {model.name!r} keeps state of its own from run to run: "
                 "with several instances the requests of a stream land on any of them",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=_level_of_caller(),
             )
         return model
     except BaseException:

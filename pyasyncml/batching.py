@@ -97,6 +97,10 @@ class Batching:
     without, it is padded to the longest of the batch. `axes`: inputs whose batch axis
     isn't 0, ``{"state": 1}``; `output_axes`: the same for outputs.
 
+    A run takes 4096 requests at most, and where it is padded to the longest, or chosen
+    by deadlines, 256 (of as many rows as `max_rows` allows): these are compared with
+    each other while the queue is locked.
+
     Triton calls this dynamic batching, with `max_rows` its max_batch_size and
     `max_delay` its max_queue_delay.
     """

@@ -47,6 +47,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(*, quick: bool, plot: Path) -> int:
+    folder = plot.absolute().parent
+    if not folder.is_dir() or plot.is_dir():
+        what = (
+            f"{plot} is a folder" if plot.is_dir() else f"there is no folder {folder}"
+        )
+        print(
+            f"--plot: {what}; expected a file in a folder that exists", file=sys.stderr
+        )
+        return 2
     from .demo import main as demo
 
     return demo(quick=quick, plot=plot)

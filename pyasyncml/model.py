@@ -13,11 +13,15 @@ from collections.abc import (
 )
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import _core, _map
 from .batching import Batching, describe
 from .errors import Error, LoadError, ModelClosed
+
+if TYPE_CHECKING:
+    from ._weights import Live
+    from .training import Trainer
 
 # The order of enum paml_kind in csrc/engine/value.h.
 _KINDS = (
@@ -80,7 +84,7 @@ class Queue:
     first served, up to `max_bytes` of inputs in all. `"reject"`: they fail with
     `QueueFull`. `"drop_lowest"`: the request of the lowest priority fails, of several
     the last to come. Past `max_bytes` requests fail in either case. Without batching a
-    request counts as one row.
+    request counts as one row, and so does one of no rows with it.
     """
 
     max_rows: int = 1024
@@ -108,9 +112,10 @@ class Stats:
     `waiting` is rows that were accepted and haven't begun to run, `waiting_bytes` their
     inputs. It counts what is `parked` as well, the rows past `Queue.max_rows` that wait
     to be let into the queue (`when_full="wait"`): so it may exceed that bound by them.
-    `running` is instances in a run at this moment; `wait` is time in the queue, `run` time in the backend,
-    quantiles within an eighth; `waited` is the seconds that all requests have been in
-    the queue together, `busy` seconds in the backend, one number an instance.
+    `running` is instances in a run at this moment; `wait` is time in the queue, `run`
+    time in the backend, quantiles within an eighth; `waited` is the seconds that all
+    requests have been in the queue together, `busy` seconds in the backend, one number
+    an instance.
 
     `runs` of the backend served `rows` of `requests` in all. `inlined` of these were
     requests run where `infer` was called (`inline_below=`), a run each, for
@@ -216,6 +221,10 @@ class Model(_core.Model):
     _reloading: threading.Lock
     #: Loads another source as this one was; None: it wasn't loaded from one.
     _load_again: Callable[[Any], Awaitable[Model]] | None = None
+    #: Of a model over a live module.
+    _live: Live | None = None
+    #: What `_finish` makes of the outputs, in words.
+    _structure: str = ""
 
     @property
     def signature(self) -> Signature:
@@ -247,11 +256,14 @@ class Model(_core.Model):
 
         `state`: the inputs that are state, by name, with the tensors that they start
         from (copied). The model gives the new states as the last items of the tuple
-        that it returns, in the order of its inputs and in the same shapes and dtypes;
-        `Session.infer` gives what is before them.
+        that it returns, in the order of its inputs, or, of a dict, under the inputs'
+        names; in the same shapes and dtypes. `Session.infer` gives what else there is.
 
         Any number of sessions may be open; their requests share runs where the model
         has `batching=`. A state's batch axis is 0 unless `Batching` says otherwise.
+
+        A reload ends no session: what it has submitted is served by the program that it
+        was submitted to, and the state goes on with the new one.
 
         Raises `InputError` for a name that is no input, or a state that is no tensor.
         """
@@ -333,9 +345,46 @@ class Model(_core.Model):
             self._reloading.release()
         await other.close()  # which has begun
 
+    async def update_weights(self, trainer: Trainer) -> None:
+        """Serve the trainer's weights as they are now, between two of its steps.
+
+        For a model that was loaded from a live torch module with example inputs. The
+        weights are copied once, and swapped in between two batches: each request, and
+        so each batch, sees the old ones or the new. Nothing is refused meanwhile, and a
+        run of the trainer goes on. Over when the old weights are no longer used.
+
+        Raises `Error` for a model of another kind and while a reload or an update is
+        under way, `LoadError` for weights of another module (this one goes on with what
+        it has), and `ModelClosed`.
+        """
+        from ._weights import swap_weights
+
+        if self._live is None:
+            raise Error(
+                f"model {self.name!r} wasn't loaded from a live module with example "
+                "inputs; reload(source) changes what it serves"
+            )
+        if not self._reloading.acquire(blocking=False):
+            raise Error(
+                f"model {self.name!r} is being reloaded or updated already: await that "
+                "first"
+            )
+        try:
+            if self._closing:
+                raise ModelClosed(f"model {self.name!r} is closed")
+            await swap_weights(self, await trainer._copy_weights())
+        finally:
+            self._reloading.release()
+
     def _replace(self, other: Model) -> None:
         """Changes programs with another model; what runs and waits goes along."""
+        if self._structure != other._structure:
+            raise LoadError(
+                f"reload: the source gives its outputs as {other._structure}, instead "
+                f"of {self._structure}; load it as a model of its own"
+            )
         self._swap(other)
+        self._finish = other._finish
         self._backend_name, other._backend_name = (
             other._backend_name,
             self._backend_name,

@@ -84,6 +84,14 @@ def run(request: pytest.FixtureRequest) -> Callable[..., Any]:
     return run
 
 
+@pytest.fixture(scope="session")
+def saved_model_folder(request: pytest.FixtureRequest) -> Path:
+    """The folder with all SavedModels of the tests: see saved_models.py."""
+    import saved_models
+
+    return saved_models.folder(request.config.cache.mkdir("pyasyncml"))  # type: ignore[union-attr]
+
+
 # --- nothing is left behind ---
 
 
@@ -92,11 +100,19 @@ def _what_stays() -> None:
     """The workers of `call` live as long as the process, so does a pipe of uvloop's:
     they are there before the first test."""
 
+    # So would a thread that watches tqdm's bars; torch.export makes some, unseen.
+    if importlib.util.find_spec("tqdm") is not None:
+        importlib.import_module("tqdm").tqdm.monitor_interval = 0
+
     async def begin() -> None:
         await pyasyncml.call(int)
 
     for kind in ["asyncio"] + ["uvloop"] * bool(importlib.util.find_spec("uvloop")):
         run_on(new_loop(kind), begin)
+
+
+#: Of TensorFlow's library, from the first session to the end of the process.
+THREADS_THAT_STAY = {"tf_graph_runner"}
 
 
 def threads(*, only_ours: bool) -> set[str]:
@@ -106,7 +122,7 @@ def threads(*, only_ours: bool) -> set[str]:
             name = (path / "comm").read_text().strip()
         except (FileNotFoundError, ProcessLookupError):
             continue  # it has just ended
-        if name == "pyasyncml" or not only_ours:
+        if name == "pyasyncml" or not (only_ours or name in THREADS_THAT_STAY):
             found.add(f"thread {path.name} ({name})")
     return found
 
@@ -210,10 +226,14 @@ def _leaves_nothing_behind(
     that made asyncio complain. (pytest itself fails it for warnings and for exceptions
     that were ignored, those of the collection here included.)
 
-    Frameworks keep threads of their own: of a test that needs one, only ours count.
+    Frameworks keep threads of their own: of a test that needs torch, or that says that
+    one is about to start some, only ours count.
     """
     census = Census(
-        only_our_threads=any(map(request.node.get_closest_marker, ("torch", "xla"))),
+        only_our_threads=any(
+            request.node.get_closest_marker(name)
+            for name in ("torch", "xla", "leaves_threads")
+        ),
         with_objects=not isinstance(request.instance, unittest.TestCase),  # it lives on
     )
     yield

@@ -360,6 +360,25 @@ def test_cut_request_that_is_cancelled_stops_between_slices(run):
     run(main)
 
 
+def test_request_of_no_rows_takes_a_place_in_the_queue(run):
+    """Any number of them was accepted, and none was told of."""
+
+    async def main():
+        queue = ml.Queue(max_rows=4, when_full="reject")
+        async with busy(queue=queue) as model:
+            x = np.zeros((0, 3), np.float32)
+            futures = [model.infer(ones(2, 3)), model.infer(x), model.infer(x)]
+            assert model.stats().waiting == 4
+            with pytest.raises(ml.QueueFull, match="0 rows"):
+                await model.infer(x)
+            model.release()
+            assert [len(y) for y in await asyncio.gather(*futures)] == [2, 0, 0]
+            stats = model.stats()
+            assert (stats.waiting, stats.rows, stats.requests) == (0, 3, 4)
+
+    run(main)
+
+
 def test_zero_rows_come_back_as_zero_rows(run):
     async def main():
         async with await echo(batching=ml.Batching(max_rows=4)) as model:

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from batches import FOR_EVER, outcomes
 
@@ -23,6 +24,30 @@ def archive(tmp_path: Path, module: Any) -> str:
     path = str(tmp_path / "model.pt")
     torch.jit.script(module.eval()).save(path)
     return path
+
+
+class Named(torch.nn.Module):
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return ids * mask
+
+
+def test_errors_about_batched_inputs_name_them(run, tmp_path):
+    path = str(tmp_path / "named.pt")
+    torch.jit.script(Named().eval()).save(path)
+    pad = ml.Pad({"length": {"ids": 1, "mask": 1}})
+
+    async def main():
+        async with ml.load(path, batching=ml.Batching(pad=pad)) as model:
+            with pytest.raises(ml.InputError, match="'mask' has 3 rows, input 'ids' h"):
+                model.infer(np.ones((2, 5)), np.ones((3, 5)))
+            with pytest.raises(ml.InputError, match="'mask' has length 4 along axis 1"):
+                model.infer(np.ones((2, 5)), mask=np.ones((2, 4)))
+            with pytest.raises(ml.InputError, match="of input 'ids', which has"):
+                model.infer(np.ones(2), np.ones((2, 4)))
+        with pytest.raises(ml.InputError, match="'mask' has 3 rows"):
+            model.infer(np.ones((2, 5)), np.ones((3, 5)))  # the program is gone
+
+    run(main)
 
 
 def test_names_of_inputs_that_do_not_exist_are_a_load_error(run, tmp_path):

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import load, minilm, overload, report, streams, xla
+from benchmarks import filetypes, load, minilm, overload, report, streams, train, xla
 from benchmarks.beat import Beat
 from benchmarks.contenders import (
     Batch,
@@ -109,6 +109,26 @@ def test_the_torch_suite_measures_every_contender_and_the_floor(tmp_path: Path) 
     assert {0.95, 0.90, 3.0, 0.2} <= targets
 
 
+@needs_compiler
+@pytest.mark.skipif(bool(filetypes.missing()), reason="the model isn't installed")
+def test_the_onnx_suite_measures_everyone_and_the_floor(tmp_path: Path) -> None:
+    results, text = smoke("onnx", tmp_path)
+    for model in (filetypes.TINY_NAME, filetypes.NAME):
+        for instances, names in (
+            (1, {"native", "bridge"}),
+            (2, {"native", "bridge", "to_thread", "run_async"}),
+        ):
+            cells = [
+                cell
+                for cell in results.cells
+                if (cell.workload, cell.instances, cell.mode)
+                == (model, instances, "closed")
+            ]
+            assert {cell.contender for cell in cells} == names
+    for figure in figures(results):
+        assert figure.text in text
+
+
 @pytest.mark.torch
 def test_the_batching_suite_measures_every_batcher_beside_the_no_op(
     tmp_path: Path,
@@ -172,6 +192,21 @@ def test_the_text_suite_measures_every_batcher_or_says_what_it_lacks(
 
 
 @pytest.mark.torch
+def test_the_graph_suite_measures_every_way_of_running_a_module(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("torch")
+    results, text = smoke("graph", tmp_path)
+    closed = [cell for cell in results.cells if cell.mode == "closed"]
+    assert len({cell.contender for cell in closed}) == 6
+    for cell in closed:
+        (run,) = results.cells[cell]
+        assert run.requests >= cell.load, cell
+    for figure in figures(results):
+        assert figure.text in text
+
+
+@pytest.mark.torch
 def test_the_streams_suite_counts_for_everyone_what_was_kept_up_with(
     tmp_path: Path,
 ) -> None:
@@ -182,6 +217,23 @@ def test_the_streams_suite_counts_for_everyone_what_was_kept_up_with(
     for cell, (run,) in results.cells.items():
         assert run.streams is not None, cell
         assert run.requests >= streams.FIRST, cell
+    for figure in figures(results):
+        assert figure.text in text
+
+
+def test_the_train_suite_measures_every_loop_and_the_clients_beside(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("torch")
+    results, text = smoke("train", tmp_path)
+    nets = {cell.workload for cell in results.cells if cell.mode == "train"}
+    assert len(nets) == 3
+    for net in nets:
+        mine = {cell.contender for cell in results.cells if cell.workload == net}
+        assert mine == {*train.EAGER, *train.NATIVE}
+    beside = {cell.contender for cell in results.cells if cell.workload == train.ECHO}
+    assert beside == set(train.BESIDE)
+    assert all(run.requests > 0 for (run,) in results.cells.values())
     for figure in figures(results):
         assert figure.text in text
 

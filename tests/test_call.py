@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import gc
 import os
 import sys
@@ -332,16 +333,6 @@ def test_result_of_a_call_whose_loop_is_gone_is_released(make_loop):
     assert gone[0]() is None
 
 
-def test_coroutine_function_gives_its_coroutine_as_with_to_thread(run):
-    async def main():
-        async def coroutine():
-            return 5
-
-        assert await (await ml.call(coroutine)) == 5
-
-    run(main)
-
-
 def test_callable_may_run_a_loop_of_its_own(run):
     async def inner():
         return await ml.call(lambda: "inner")
@@ -388,5 +379,35 @@ def test_thread_locals_stay_with_the_worker(run):
         outcomes = await asyncio.gather(*futures)
         assert 1 <= outcomes.count(None) <= POOL
         assert not hasattr(local, "n")
+
+    run(main)
+
+
+async def nothing():
+    pass
+
+
+class AsyncCallable:
+    async def __call__(self):
+        pass
+
+
+@pytest.mark.parametrize("fn", [nothing, functools.partial(nothing)], ids=repr)
+def test_coroutine_function_is_a_type_error_that_says_what_to_do(run, fn):
+    async def main():
+        with pytest.raises(TypeError, match="coroutine function: await it directly"):
+            ml.call(fn)
+
+    run(main)
+
+
+@pytest.mark.parametrize("fn", [lambda: nothing(), AsyncCallable()], ids=type)
+def test_coroutine_that_a_call_returns_is_closed_and_a_type_error(run, fn):
+    """It was given out, and nobody knew to await it twice."""
+
+    async def main():
+        with pytest.raises(TypeError, match="returned a coroutine: await it directly"):
+            await ml.call(fn)
+        assert await ml.call(asyncio.run, nothing()) is None
 
     run(main)

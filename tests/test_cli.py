@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,20 @@ def test_wrong_command_line_exits_with_two(
         cli.main(argv)
     assert stop.value.code == 2
     assert "usage: python -m pyasyncml" in capsys.readouterr().err
+
+
+def test_plot_that_cannot_be_written_is_told_before_the_demo_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def main(**_: object) -> int:
+        raise AssertionError("it ran")
+
+    monkeypatch.setattr("pyasyncml.demo.main", main)
+    missing = tmp_path / "missing"
+    assert cli.main(["demo", "--plot", str(missing / "demo.png")]) == 2
+    assert f"--plot: there is no folder {missing};" in capsys.readouterr().err
+    assert cli.main(["demo", "--plot", str(tmp_path)]) == 2
+    assert f"--plot: {tmp_path} is a folder" in capsys.readouterr().err
 
 
 def test_build_torch_says_where_the_backend_lies(

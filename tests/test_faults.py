@@ -27,13 +27,20 @@ def halves(rows, bad):
     return runs
 
 
-def halves_for_memory(rows, most):
-    """The rows of each run, where runs of more than `most` run out of memory."""
-    runs = [rows]
-    if rows > most:
-        half = rows // 2
-        runs += halves_for_memory(half, most) + halves_for_memory(rows - half, most)
-    return runs
+def halves_for_memory(rows, most, cap=None):
+    """The rows of each run, where runs of more than `most` run out of memory, and the
+    cap that they teach holds for those that follow."""
+    cap = cap or [rows]
+    runs = []
+    if rows > cap[0]:
+        half = -(-rows // cap[0]) // 2 * cap[0]
+    elif rows > most:
+        runs.append(rows)
+        half = cap[0] = rows // 2
+    else:
+        return [rows]
+    first = halves_for_memory(half, most, cap)
+    return runs + first + halves_for_memory(rows - half, most, cap)
 
 
 @pytest.mark.parametrize("at", [0, 1, 13, 16, 30, 31])
@@ -202,10 +209,44 @@ def test_batch_that_runs_out_of_memory_is_halved_and_teaches_the_cap(run):
             model.release()
             for n, y in enumerate(await asyncio.gather(*futures)):
                 assert np.array_equal(y, row(n))
-            # 32, halves, quarters; from then on no more than what fitted.
-            assert model.seen[1:8] == [32, 16, 8, 8, 16, 8, 8]
-            assert model.seen[8:] == [8] * 4
+            # 32, its half, a quarter; from then on no more than what fitted.
+            assert model.seen[1:] == [32, 16] + [8] * 8
             assert model.stats().failed == 0
+
+    run(main)
+
+
+def test_what_is_left_of_a_batch_keeps_to_the_cap_that_its_first_half_taught(run):
+    """It ran out of memory once more, each half of it."""
+
+    async def main():
+        async with busy(max_rows=32) as model:
+            model.limit_rows(3)
+            x = row(7, rows=5)
+            futures = [model.infer(row(n)) for n in range(20)]
+            futures += [model.infer(x), model.infer(row(8, rows=7))]
+            model.release()
+            results = await asyncio.gather(*futures)
+            for n in range(20):
+                assert np.array_equal(results[n], row(n))
+            assert np.array_equal(results[20], x)
+            assert np.array_equal(results[21], row(8, rows=7))
+            assert model.seen[1:] == [32, 16, 8, 4] + [2] * 16
+
+    run(main)
+
+
+def test_scripted_memory_failures_teach_the_cap_too(run):
+    async def main():
+        async with busy(max_rows=16) as model:
+            futures = [model.infer(row(n)) for n in range(16)]
+            model.release(1)
+            await model.begun(2)
+            model.fail(2, memory=True)  # of 16, and of the first half
+            model.release()
+            for n, y in enumerate(await asyncio.gather(*futures)):
+                assert np.array_equal(y, row(n))
+            assert model.seen[1:] == [16, 8, 4, 4, 4, 4]
 
     run(main)
 
@@ -251,7 +292,7 @@ def test_one_row_that_does_not_fit_fails_with_out_of_memory(run):
             assert "no memory at all" in str(error)
             for n, y in enumerate(rest, 1):
                 assert np.array_equal(y, row(n))
-            assert model.seen[1:] == [4, 2, 1, 1, 2]
+            assert model.seen[1:] == [4, 2, 1, 1, 1, 1]
 
     run(main)
 

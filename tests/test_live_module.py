@@ -203,7 +203,7 @@ def test_module_gives_torch_for_torch_and_numpy_for_numpy(run):
         expected = module(x)
 
     async def main():
-        async with ml.load(module, inputs=x, instances=2) as model:
+        async with ml.load(module, inputs=x, instances=2, backend="python") as model:
             assert model.name == "Linear"
             y = await model.infer(x)
             assert type(y) is torch.Tensor
@@ -264,7 +264,7 @@ def test_weights_changed_in_place_are_seen(run):
     module = torch.nn.Linear(2, 1, bias=False)
 
     async def main():
-        async with ml.load(module, inputs=torch.zeros(1, 2)) as model:
+        async with ml.load(module, inputs=torch.zeros(1, 2), backend="python") as model:
             with torch.no_grad():
                 module.weight.fill_(3.0)
             assert (await model.infer(torch.ones(1, 2))).item() == 6.0

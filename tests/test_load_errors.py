@@ -113,10 +113,18 @@ def test_pickled_weights_are_told_from_a_program(run, tmp_path):
     assert "torch.jit.script" in message
 
 
-@pytest.mark.parametrize("member", ["m/models/model.json", "m/data/aotinductor/x"])
-def test_torch_export_program_is_named_as_what_it_is(run, tmp_path, member):
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("member", "says"),
+    [
+        ("m/models/model.json", "is no program that this torch reads"),
+        ("m/data/aotinductor/model/x", "has no description of what it was compiled"),
+    ],
+)
+def test_empty_programs_of_torch_export_are_told_as_such(run, tmp_path, member, says):
+    pytest.importorskip("torch")
     path = archive(tmp_path / "model.pt2", member)
-    assert "holds a torch.export program" in load_error(run, path)
+    assert says in load_error(run, path)
 
 
 def test_any_other_archive(run, tmp_path):
@@ -221,7 +229,9 @@ def test_queue_of_another_type_is_a_type_error_at_the_call(queue):
 def test_live_callable_has_no_checksum_no_other_backend_and_only_its_methods():
     with pytest.raises(TypeError, match="^sha256: only a file has a checksum"):
         ml.load(int, sha256=RIGHT)
-    with pytest.raises(ValueError, match="^backend: a live module runs on 'python'"):
+    with pytest.raises(ValueError, match="^backend: a live module runs on 'torch' or"):
+        ml.load(int, backend="onnxruntime")
+    with pytest.raises(ValueError, match="^backend: 'torch' exports a torch.nn.Module"):
         ml.load(int, backend="torch")
     with pytest.raises(ValueError, match="^entry: type has no method 'nonsense'"):
         ml.load(int, entry="nonsense")
@@ -252,3 +262,12 @@ def test_loading_may_be_awaited_twice_for_two_models(run):
         await second.close()
 
     run(main)
+
+
+@pytest.mark.parametrize("name", ["infer", "session", "close", "stats", "signature"])
+def test_model_that_was_not_awaited_says_so(name):
+    loading = ml.load(abs)
+    with pytest.raises(AttributeError, match="await it first .*async with") as error:
+        getattr(loading, name)
+    assert f"'{name}' is the model's" in str(error.value)
+    assert not hasattr(loading, "no_such_thing")

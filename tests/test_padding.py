@@ -225,6 +225,99 @@ def test_two_axes_are_padded_each_to_its_own_longest(run):
     run(main)
 
 
+def of_size(*sizes):
+    return [counted(1, h, w, first=1) for h, w in sizes]
+
+
+def test_padding_adds_no_more_than_a_third_over_all_axes_together(run):
+    """It was held against the first axis alone."""
+    axes = {"height": {0: 1}, "width": {0: 2}}
+
+    async def main():
+        async with busy(max_rows=8, pad=ml.Pad(axes, outputs=axes)) as model:
+            inputs = of_size((4, 100), (4, 5), (4, 99), (4, 6), (90, 5))
+            results = await infer_all(model, inputs)
+            for x, y in zip(inputs, results, strict=True):
+                assert np.array_equal(x, y)
+            assert model.seen[1:] == [2, 2, 1]
+            assert releases(model) == {"shape": 2, "drained": 1}
+            stats = model.stats()
+            assert stats.cells == 2 * 4 * 100 + 2 * 4 * 6 + 90 * 5
+            assert stats.padding_cells == 4 * 1 + 4 * 1
+
+        generator = np.random.default_rng(7)
+        async with busy(max_rows=16, pad=ml.Pad(axes, outputs=axes)) as model:
+            inputs = of_size(*generator.integers(1, 40, (200, 2)).tolist())
+            results = await infer_all(model, inputs)
+            for x, y in zip(inputs, results, strict=True):
+                assert np.array_equal(x, y)
+            assert model.stats().padding_waste <= 0.25
+            assert model.stats().runs < 80
+
+    run(main)
+
+
+def test_second_axis_counts_where_the_first_one_has_buckets(run):
+    axes = {"height": {0: 1}, "width": {0: 2}}
+
+    async def main():
+        pad = ml.Pad(axes, outputs=axes)
+        async with busy(max_rows=8, pad=pad, buckets={"height": (8,)}) as model:
+            inputs = of_size((4, 100), (5, 10), (3, 99), (6, 11))
+            results = await infer_all(model, inputs)
+            for x, y in zip(inputs, results, strict=True):
+                assert np.array_equal(x, y)
+            assert model.seen[1:] == [2, 2]
+
+    run(main)
+
+
+def test_axes_of_different_inputs_add_up(run):
+    """A sequence to read and one to write: nobody has the area of both."""
+    axes = {"source": {0: 1}, "target": {1: 1}}
+
+    async def main():
+        async with busy(max_rows=8, pad=ml.Pad(axes, outputs=axes)) as model:
+            requests = [
+                (counted(1, source), counted(1, target))
+                for source, target in ((100, 10), (100, 60), (100, 11))
+            ]
+            futures = [model.infer(*inputs) for inputs in requests]
+            model.release()
+            for inputs, outputs in zip(
+                requests, await asyncio.gather(*futures), strict=True
+            ):
+                for x, y in zip(inputs, outputs, strict=True):
+                    assert np.array_equal(x, y)
+            assert model.seen[1:] == [3]  # 100 of 480: less than a third of 381
+            assert model.stats().cells == 3 * (100 + 60)
+            assert model.stats().padding_cells == 50 + 49
+
+    run(main)
+
+
+def test_memory_caps_of_longer_requests_hold_for_runs_that_they_are_in(run):
+    async def main():
+        async with busy(max_rows=8, pad=PAD) as model:
+            model.limit_rows(2)
+            futures = [model.infer(x) for x in of_length(*[12] * 4)]
+            model.release()
+            await asyncio.gather(*futures)
+            assert model.seen[1:] == [4, 2, 2]  # so long: two are all that fit
+            model.limit_rows(0)
+            model.hold()
+            begun = model.begun(model.runs + 1)
+            first = model.infer(["again"])
+            await begun
+            # Another class of lengths leads, whose cap isn't known.
+            futures = [model.infer(x) for x in of_length(11, 12, 12, 12)]
+            model.release()
+            await asyncio.gather(first, *futures)
+            assert model.seen[-2:] == [2, 2]
+
+    run(main)
+
+
 def test_urgent_requests_lead_batches_of_their_own_length(run):
     async def main():
         async with busy(max_rows=8, pad=PAD) as model:

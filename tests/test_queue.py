@@ -267,11 +267,12 @@ def test_close_serves_what_is_parked_or_answers_it(run):
 # --- the lowest go ---
 
 
-def is_dropped(future):
+def is_dropped(future, bound):
     error = future.exception()
     return isinstance(error, ml.QueueFull) and str(error) == (
         "dropped for a request of higher or equal priority, or one that came first: "
-        "the queue is full (Queue(when_full='drop_lowest'))"
+        f"the queue of model 'echo' is full, it holds at most {bound} rows "
+        "(Queue(when_full='drop_lowest'))"
     )
 
 
@@ -283,8 +284,8 @@ def test_drop_lowest_drops_the_newest_of_the_lowest_priority(run):
                 for n, priority in enumerate([0, 1, 0, 2, 1])
             ]
             await asyncio.wait([futures[2], futures[0]])
-            assert is_dropped(futures[2])  # for the fourth
-            assert is_dropped(futures[0])  # for the fifth
+            assert is_dropped(futures[2], 3)  # for the fourth
+            assert is_dropped(futures[0], 3)  # for the fifth
             assert model.stats().waiting == 3
             assert model.stats().rejected == 2
             model.release()
@@ -301,7 +302,7 @@ def test_drop_lowest_drops_the_newcomer_where_nothing_is_lower(run, priority):
             futures = [model.infer(rows(n)) for n in (2, 3)]
             newcomer = model.infer(rows(4), priority=priority)
             await asyncio.wait([newcomer])
-            assert is_dropped(newcomer)
+            assert is_dropped(newcomer, 2)
             model.release()
             await asyncio.gather(*futures)
             assert model.seen[1:] == [2, 3]
@@ -316,9 +317,9 @@ def test_drop_lowest_drops_as_many_as_the_rows_need(run):
             large = model.infer(rows(5), priority=1)
             await asyncio.wait([futures[1], futures[3], large])
             # Both of priority 0, and that isn't enough: 4 + 5 rows. The newest goes.
-            assert is_dropped(futures[1])
-            assert is_dropped(futures[3])
-            assert is_dropped(large)
+            assert is_dropped(futures[1], 8)
+            assert is_dropped(futures[3], 8)
+            assert is_dropped(large, 8)
             model.release()
             await asyncio.gather(futures[0], futures[2])
             assert model.seen[1:] == [4]

@@ -217,6 +217,11 @@ class Scheduler:
         if not slices:
             return
         rows = sum(to - at for _, at, to in slices)
+        most = self.rows_of_a_run(slices[0][0].group)
+        if rows > most:
+            half = -(-rows // most) // 2 * most
+            yield from self.halves(self.split(slices, half))
+            return
         self.seen.append(rows)
         yield slices
         self.count["runs"] += 1

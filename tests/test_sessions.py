@@ -312,6 +312,107 @@ def test_model_that_gives_no_state_is_told_so(run, path, entry, said):
     run(main)
 
 
+# --- reload ---
+
+
+class Weighted(torch.nn.Module):
+    """Adds so many times what it is given."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(weight))
+
+    def forward(
+        self, x: torch.Tensor, total: torch.Tensor
+    ) -> Tuple[torch.Tensor, torch.Tensor]:  # noqa: UP006
+        total = total + self.weight * x
+        return total, total
+
+
+@pytest.fixture(scope="module")
+def versions(tmp_path_factory) -> dict[int, str]:
+    folder = tmp_path_factory.mktemp("versions")
+    paths = {weight: str(folder / f"{weight}.pt") for weight in (1, 10, 100)}
+    for weight, path in paths.items():
+        torch.jit.script(Weighted(float(weight)).eval()).save(path)
+    return paths
+
+
+def test_state_goes_on_with_the_weights_of_a_reload(run, versions):
+    async def main():
+        async with ml.load(versions[1]) as model:
+            session = model.session(total=ZERO)
+            assert float((await session.infer(number(3)))[0, 0]) == 3
+            await model.reload(versions[10])
+            assert float((await session.infer(number(3)))[0, 0]) == 33
+            session.reset()
+            await model.reload(versions[100])
+            assert float((await session.infer(number(3)))[0, 0]) == 300
+
+    run(main)
+
+
+@pytest.mark.parametrize("rows", [None, 8])
+def test_chunks_in_a_queue_at_a_reload_are_served_in_order_and_none_is_lost(
+    run, versions, rows
+):
+    """Also those that their sessions hold back in the old program's queue."""
+    batching = ml.Batching(rows) if rows else None
+
+    async def main():
+        async with ml.load(versions[1], batching=batching, instances=2) as model:
+            sessions = [model.session(total=ZERO) for _ in range(12)]
+            streams = [[s.infer(number(1)) for _ in range(60)] for s in sessions]
+            reload = asyncio.ensure_future(model.reload(versions[10]))
+            while not reload.done():
+                for session, stream in zip(sessions, streams, strict=True):
+                    stream += [session.infer(number(1)) for _ in range(3)]
+                await asyncio.sleep(0.001)
+            await reload
+            for session, stream in zip(sessions, streams, strict=True):
+                stream += [session.infer(number(1)) for _ in range(10)]
+                sums = [float(y[0, 0]) for y in await asyncio.gather(*stream)]
+                steps = np.diff([0, *sums]).tolist()
+                # What was asked before the change is the old weights', all the rest
+                # the new ones'.
+                assert steps == sorted(steps)
+                assert set(steps) == {1.0, 10.0}
+                assert steps.count(1.0) >= 60
+                assert steps.count(10.0) >= 10
+            stats = model.stats()
+            assert stats.completed == stats.submitted
+            assert stats.waiting == 0
+
+    run(main)
+
+
+def test_reload_that_changes_a_states_shape_fails_the_chunk_and_leaves_the_state(
+    run, versions, tmp_path
+):
+    """TorchScript states no shapes, so a reload can't see it."""
+
+    class Wider(torch.nn.Module):
+        def forward(
+            self, x: torch.Tensor, total: torch.Tensor
+        ) -> Tuple[torch.Tensor, torch.Tensor]:  # noqa: UP006
+            return x, torch.cat([total, x], 1)
+
+    wider = str(tmp_path / "wider.pt")
+    torch.jit.script(Wider().eval()).save(wider)
+
+    async def main():
+        async with ml.load(versions[1]) as model:
+            session = model.session(total=number(5))
+            await session.infer(number(1))
+            await model.reload(wider)
+            with pytest.raises(ml.BackendError, match="shape"):
+                await session.infer(number(1))
+            await model.reload(versions[10])
+            assert float((await session.infer(number(1)))[0, 0]) == 16
+
+    run(main)
+
+
 # --- the real speech detector ---
 
 

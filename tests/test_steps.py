@@ -79,6 +79,24 @@ def test_a_stop_ends_after_a_whole_step_and_a_start_goes_on_from_there():
     asyncio.run(main())
 
 
+def test_a_run_ends_at_the_limit_and_goes_on_once_it_is_raised():
+    async def main():
+        async with await echo() as model:
+            table = np.zeros((6, 1))
+            steps = steps_over(model, np.arange(6.0), table=table)
+            table[:2] = 1
+            steps.limit(2)
+            assert await steps.start() == 2
+            table[2:] = 2
+            steps.limit(6)
+            assert await steps.start() == 6
+            assert numbers(steps) == [1, 1, 2, 2, 2, 2]
+            with pytest.raises(ValueError, match="0 to 6"):
+                steps.limit(7)
+
+    asyncio.run(main())
+
+
 def test_other_requests_get_in_between_two_steps():
     async def main():
         async with await echo() as model:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 import time
@@ -440,8 +441,11 @@ def test_instances_of_a_stateful_model_have_states_of_their_own(
     x = np.ones(2, np.float32)
 
     async def main() -> None:
-        with pytest.warns(RuntimeWarning, match="keeps state of its own"):
+        with pytest.warns(RuntimeWarning, match="keeps state of its own") as told:
             model = await ml.load(path, entry=entry, instances=2, warmup=False)
+            async with ml.load(path, entry=entry, instances=2, warmup=False):
+                pass
+        assert [warning.filename for warning in told] == 2 * [__file__]
         async with model:
             results = await asyncio.gather(*(model.infer(x) for _ in range(50)))
         counted = sorted(float(y[0]) for y in results)
@@ -522,7 +526,11 @@ def test_failed_run_is_a_short_backend_error_and_the_model_goes_on(save: Save) -
         async with ml.load(path, entry="layer") as model:
             with pytest.raises(ml.BackendError, match="cannot be multiplied") as error:
                 await model.infer(X[:, :2])
-            assert "F.linear" in str(error.value)
+            # Where it happened: the file, the line, the function and what is there.
+            assert re.search(
+                r"\(\S*linear\.py:\d+, in forward: return F\.linear\(.*\)\)$",
+                str(error.value),
+            )
             assert "frame #" not in str(error.value)
             assert len(str(error.value).splitlines()) == 1
             assert (await model.infer(X)).shape == (2, 3)

@@ -34,7 +34,8 @@ class Workload:
     `run` is a blocking call, ready to be used on any thread. `inner` is the same
     without what a thread needs to do only once, which is entering `scope()`.
     `native` gives the same model as pyasyncml serves it, and takes `load`'s options;
-    `close` is for the rest. `batch` is for those who batch by hand.
+    `close` is for the rest. `batch` is for those who batch by hand, `path`, a
+    TorchScript file, for those who load it in a process of their own.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Workload:
     native: Callable[..., Awaitable[Any]]
     close: Callable[[], Awaitable[None]]
     batch: Batch | None = None
+    path: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,23 @@ def batchers() -> dict[str, Starter]:
         everyone["async-batcher"] = async_batcher.start
     if find_spec("batched"):
         everyone["batched"] = batched_package.start
+    return everyone
+
+
+def servers(say: Callable[[str], None]) -> dict[str, Starter]:
+    """Those who batch in a server's process, where they are installed: what they cost
+    includes their transport. `say` is told of those who aren't."""
+    from . import litserve_http, ray_serve
+
+    everyone: dict[str, Starter] = {}
+    for name, module, package, start in (
+        ("LitServe", "litserve", "litserve", litserve_http.start),
+        ("Ray Serve", "ray", "ray[serve]", ray_serve.start),
+    ):
+        if find_spec(module):
+            everyone[f"{name} (with transport)"] = start
+        else:
+            say(f"text: without {name}, which isn't installed (pip install {package})")
     return everyone
 
 

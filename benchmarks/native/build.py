@@ -46,6 +46,39 @@ def torch_loop() -> Path:
     )
 
 
+def onnx_loop() -> Path:
+    """The C loop over an .onnx file, with the backend's own sources."""
+    return _backend_loop("onnx_loop", "onnxruntime")
+
+
+def tensorflow_loop() -> Path:
+    """The same over a SavedModel."""
+    return _backend_loop("tensorflow_loop", "tensorflow")
+
+
+def _backend_loop(name: str, backend: str) -> Path:
+    dlpack = importlib.util.find_spec("tvm_ffi")
+    if dlpack is None or not dlpack.submodule_search_locations:
+        raise BuildError("<dlpack/dlpack.h> is missing: pip install apache-tvm-ffi")
+    csrc = HERE.parents[1] / "csrc"
+    folder = csrc / "backends" / backend
+    sources = [
+        *(path for path in sorted(folder.glob("*.c")) if path.stem != "module"),
+        csrc / "engine" / "value.c",
+        csrc / "engine" / "string_tensor.c",
+    ]
+    compiler = [os.environ.get("CC", "cc"), "-std=c11", "-O2", "-pthread"]
+    includes = [csrc / "engine", folder]
+    includes.append(Path(dlpack.submodule_search_locations[0]) / "include")
+    return _build(
+        name,
+        f"{name}.c",
+        [*compiler, "-D_GNU_SOURCE", *(f"-I{path}" for path in includes)],
+        [*map(str, sources), "-ldl", "-lm"],
+        "".join(path.read_text() for path in sources),
+    )
+
+
 def _build(
     name: str, source: str, compiler: list[str], link: list[str], extra: str
 ) -> Path:

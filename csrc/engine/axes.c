@@ -33,6 +33,50 @@ paml_padded_length(const struct paml_padded_axis *padded, int64_t length)
     return -1;
 }
 
+static bool
+has_axis(const struct paml_padded_axis *padded, uint32_t position)
+{
+    for (uint32_t i = 0; i < padded->n_inputs; i++) {
+        if (padded->inputs[i].position == position) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Whether an input has the axis, and the other one not. */
+static bool
+is_apart(const struct paml_padded_axis *padded, const struct paml_padded_axis *other)
+{
+    for (uint32_t i = 0; i < padded->n_inputs; i++) {
+        if (!has_axis(other, padded->inputs[i].position)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+int64_t
+paml_padded_cells(const struct paml_batching *batching, const int64_t *lengths)
+{
+    const struct paml_padded_axis *padded = batching->padded;
+    int64_t first = batching->n_padded > 0 && lengths[0] > 0 ? lengths[0] : 0;
+    int64_t second = batching->n_padded > 1 && lengths[1] > 0 ? lengths[1] : 0;
+    int64_t cells = 0;
+
+    if (first == 0 || second == 0) {
+        return first + second;
+    }
+    for (uint32_t i = 0; i < padded[0].n_inputs && cells == 0; i++) {
+        if (has_axis(&padded[1], padded[0].inputs[i].position)) {
+            cells = first * second;
+        }
+    }
+    cells += is_apart(&padded[0], &padded[1]) ? first : 0;
+    cells += is_apart(&padded[1], &padded[0]) ? second : 0;
+    return cells;
+}
+
 /* --- cutting and laying down --- */
 
 void
@@ -254,6 +298,20 @@ paml_shape_text(const DLTensor *tensor, char *text, size_t size)
     }
     if (length < size) {
         snprintf(text + length, size - length, "]");
+    }
+    return text;
+}
+
+const char *
+paml_input_text(const struct paml_batching *batching, uint32_t argument, char *text,
+                size_t size)
+{
+    const char *name = argument < batching->n_names ? batching->names[argument] : NULL;
+
+    if (name != NULL) {
+        snprintf(text, size, "'%s'", name);
+    } else {
+        snprintf(text, size, "%u", argument);
     }
     return text;
 }

@@ -54,6 +54,11 @@ int paml_padded_input(const struct paml_batching *batching, uint32_t argument,
    where there are no buckets. */
 int64_t paml_padded_length(const struct paml_padded_axis *padded, int64_t length);
 
+/* How many elements a row of the padded inputs has, of those lengths (-1: nobody has
+   the axis): along two axes the area where one input has both, and otherwise their sum.
+ */
+int64_t paml_padded_cells(const struct paml_batching *batching, const int64_t *lengths);
+
 /* Of the sizes of axes [from, to). */
 static inline int64_t
 paml_axes_product(const int64_t *shape, int32_t from, int32_t to)
@@ -82,6 +87,11 @@ bool paml_dtype_is_bytes(DLDataType dtype);
 bool paml_pad_holds(DLDataType dtype, double fill);
 /* Writes `count` elements of padding; paml_pad_holds() must have said yes. */
 void paml_pad(void *to, DLDataType dtype, double fill, int64_t count);
+
+/* "'mask'", or "1" where it has no name, written to text. */
+const char *paml_input_text(const struct paml_batching *batching, uint32_t argument,
+                            char *text, size_t size);
+#define PAML_INPUT_TEXT 80
 
 /* "[1, 10]", written to text. */
 const char *paml_shape_text(const DLTensor *tensor, char *text, size_t size);

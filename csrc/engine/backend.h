@@ -63,6 +63,9 @@ struct paml_load_spec {
     const char *path;  /* NULL where the backend needs none */
     const char *entry; /* name of the entry to serve; NULL: the default one */
     void *options;     /* the backend's own; the caller keeps it alive */
+    /* What the first instance will be opened with, for what may as well be made now. */
+    DLDevice device;
+    int threads;
 };
 
 struct paml_run {
@@ -109,7 +112,21 @@ struct paml_backend {
     /* 1: runs on the CPU keep as many processors busy as the instance has threads, and
        take them from the process's budget (budget.h). 0: they mostly wait. */
     uint32_t computes;
+
+    /* NULL: a run can't be stopped. `on`: the run that this instance is in, or about to
+       be in, is to end as soon as it can, whichever way; nobody wants what it gives.
+       Any thread, during runs only; must not wait. Not `on`: runs are to run again; on
+       the instance's thread, between two runs, after each stop. */
+    void (*stop)(void *instance, int on);
 };
+
+static inline int
+paml_backend_can_stop(const struct paml_backend *backend)
+{
+    return backend->struct_size >=
+               offsetof(struct paml_backend, stop) + sizeof(backend->stop) &&
+           backend->stop != NULL;
+}
 
 /* Room for `more` further values; the new ones are zeroed (PAML_NONE). Returns the
    first of them, or NULL when memory ran out. Inline, so that a backend links to

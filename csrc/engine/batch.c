@@ -129,14 +129,14 @@ gather_measure(struct gathering *gathering)
             if (slice->op->lengths[k] != batcher->lengths[k]) {
                 gathering->uneven |= 1u << k;
             }
-            if (k == 0 && longest >= 0) {
-                batcher->real_cells +=
-                    (slice->to - slice->from) * slice->op->lengths[0];
-            }
         }
     }
-    if (batching->n_padded > 0 && batcher->lengths[0] >= 0) {
-        batcher->cells = batcher->rows * batcher->lengths[0];
+    if (batching->n_padded > 0) {
+        batcher->cells = batcher->rows * paml_padded_cells(batching, batcher->lengths);
+        for (slice = gathering->slices; slice < end; slice++) {
+            batcher->real_cells += (slice->to - slice->from) *
+                                   paml_padded_cells(batching, slice->op->lengths);
+        }
     }
 }
 
@@ -177,7 +177,7 @@ gather_tensor(struct gathering *gathering, uint32_t at, uint32_t argument)
     int64_t *shape = gathering->dims, row = 0, row_elements, outer;
     size_t item = paml_dtype_bytes(whole->dtype, 1);
     bool uneven = false;
-    char device[64];
+    char device[64], name[PAML_INPUT_TEXT];
 
     for (int32_t i = 0; i < ndim; i++) {
         int k = batching->n_padded > 0 ? paml_padded_input(batching, argument, i) : -1;
@@ -198,9 +198,9 @@ gather_tensor(struct gathering *gathering, uint32_t at, uint32_t argument)
     }
     if (whole->device.device_type != kDLCPU) {
         return paml_fail(gathering->err, PAML_ERR_BACKEND,
-                         "input %u is on %s: requests that are batched, padded or cut "
+                         "input %s is on %s: requests that are batched, padded or cut "
                          "need their inputs in host memory",
-                         argument,
+                         paml_input_text(batching, argument, name, sizeof(name)),
                          paml_device_name(whole->device, device, sizeof(device)));
     }
     whole->shape = shape;
@@ -210,8 +210,9 @@ gather_tensor(struct gathering *gathering, uint32_t at, uint32_t argument)
     gathering->dims += ndim;
     if (whole->data == NULL) {
         return paml_fail(gathering->err, PAML_ERR_MEMORY,
-                         "no memory for a batch of %lld rows of input %u",
-                         (long long)batcher->rows, argument);
+                         "no memory for a batch of %lld rows of input %s",
+                         (long long)batcher->rows,
+                         paml_input_text(batching, argument, name, sizeof(name)));
     }
     row_elements = paml_axes_product(shape, axis + 1, ndim);
     if (uneven) {
@@ -251,11 +252,12 @@ gather_mask(struct gathering *gathering, uint32_t at)
     struct paml_value *value = &batcher->values[at];
     size_t item = paml_dtype_bytes(batching->mask_dtype, 1);
     int64_t length = batcher->lengths[0], *shape = gathering->dims;
-    char text[64], *out;
+    char text[64], name[PAML_INPUT_TEXT], *out;
 
     if (!paml_pad_holds(batching->mask_dtype, 1)) {
         return paml_fail(gathering->err, PAML_ERR_BACKEND,
-                         "the mask, input %u, can't be made as %s", gathering->mask,
+                         "the mask, input %s, can't be made as %s",
+                         paml_input_text(batching, gathering->mask, name, sizeof(name)),
                          paml_dtype_name(batching->mask_dtype, text, sizeof(text)));
     }
     shape[0] = batcher->rows;

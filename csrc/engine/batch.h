@@ -43,8 +43,8 @@ struct paml_batcher {
     /* Of the last gather. */
     int64_t rows;
     int64_t lengths[PAML_PADDED_MOST]; /* after padding; -1: no input has the axis */
-    int64_t cells, real_cells;         /* rows * lengths[0], with and without padding;
-                                          0 where nothing is padded */
+    int64_t cells, real_cells;         /* paml_padded_cells() of all rows, with and
+                                          without padding */
 };
 
 /* Finds rows, lengths and batch_key of an op: once, before it is queued. lengths[i] is
@@ -59,6 +59,12 @@ int paml_batch_classify(const struct paml_batching *batching, struct paml_op *op
    the shapes of its inputs. `batching` may be NULL where batch_key is 0. */
 uint64_t paml_batch_cost_key(const struct paml_batching *batching,
                              const struct paml_op *op);
+/* The same, of a run that is padded to those lengths. */
+uint64_t paml_batch_cost_key_at(const struct paml_batching *batching,
+                                const struct paml_op *op, const int64_t *lengths);
+/* The same, of a run of those slices. */
+uint64_t paml_batch_cost_key_of(const struct paml_batching *batching,
+                                const struct paml_slice *slices, uint32_t n);
 
 /* Whether two ops with equal keys, not 0, may share a run indeed: keys are hashes. */
 bool paml_batch_same(const struct paml_batching *batching, const struct paml_op *a,

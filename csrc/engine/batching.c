@@ -11,6 +11,7 @@ struct storage {
     struct paml_padded_axis padded[PAML_PADDED_MOST];
     struct paml_axis_place inputs[PAML_PADDED_MOST][PAML_PLACES_MOST];
     struct paml_axis_place outputs[PAML_PADDED_MOST][PAML_PLACES_MOST];
+    char *names[PAML_PLACES_MOST];
     int64_t buckets[]; /* n_settings for each padded axis */
 };
 
@@ -96,6 +97,27 @@ apply(struct paml_batching *batching, struct storage *storage, uint32_t n_settin
     }
 }
 
+/* A batch has as many rows as requests bring: an input that states its rows can't be
+   one. */
+static int
+check_batch_axes(const struct paml_batching *batching, const struct paml_entry *entry,
+                 struct paml_error *err)
+{
+    for (uint32_t i = 0; i < entry->n_inputs; i++) {
+        const struct paml_spec *spec = &entry->inputs[i];
+        int32_t axis = i < batching->n_input_axes ? batching->input_axes[i] : 0;
+
+        if (spec->shape != NULL && axis < spec->ndim && spec->shape[axis] >= 0) {
+            return paml_fail(err, PAML_ERR_LOAD,
+                             "batching=: axis %d of input '%s', the batch axis, is "
+                             "fixed at %lld by the model; export it with a dynamic one",
+                             axis, spec->name != NULL ? spec->name : "?",
+                             (long long)spec->shape[axis]);
+        }
+    }
+    return PAML_OK;
+}
+
 int
 paml_batching_build(struct paml_batching *batching,
                     const struct paml_batching_options *options,
@@ -136,6 +158,14 @@ paml_batching_build(struct paml_batching *batching,
         storage->padded[k].outputs = storage->outputs[k];
         storage->padded[k].buckets = storage->buckets + k * n;
     }
+    /* Copies: messages are written also after the program has gone. */
+    batching->names = (const char *const *)storage->names;
+    batching->n_names = PAML_PLACES_MOST;
+    for (uint32_t i = 0; i < entry->n_inputs && i < PAML_PLACES_MOST; i++) {
+        if (entry->inputs[i].name != NULL) {
+            storage->names[i] = strdup(entry->inputs[i].name);
+        }
+    }
     for (uint32_t i = 0; i < n && code == PAML_OK; i++) {
         const struct paml_setting *setting = &options->settings[i];
         if (setting->kind != PAML_SET_BUCKET) {
@@ -144,6 +174,9 @@ paml_batching_build(struct paml_batching *batching,
         if (code == PAML_OK) {
             apply(batching, storage, n, setting, position);
         }
+    }
+    if (code == PAML_OK) {
+        code = check_batch_axes(batching, entry, err);
     }
     if (code != PAML_OK) {
         paml_batching_clear(batching);
@@ -156,7 +189,12 @@ paml_batching_build(struct paml_batching *batching,
 void
 paml_batching_clear(struct paml_batching *batching)
 {
-    free(batching->storage);
+    struct storage *storage = batching->storage;
+
+    for (int i = 0; storage != NULL && i < PAML_PLACES_MOST; i++) {
+        free(storage->names[i]);
+    }
+    free(storage);
     memset(batching, 0, sizeof(*batching));
 }
 

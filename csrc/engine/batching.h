@@ -42,6 +42,8 @@ struct paml_batching {
        none. */
     int32_t mask_argument;
     DLDataType mask_dtype;
+    const char *const *names; /* of inputs, for messages; NULL where one has none */
+    uint32_t n_names;
     void *storage; /* batching.c's: what the arrays are in */
 };
 

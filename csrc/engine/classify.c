@@ -172,17 +172,24 @@ struct census {
     uint32_t rows_from, lengths_from[PAML_PADDED_MOST];
 };
 
+static const char *
+name_of(const struct census *census, uint32_t argument, char *text)
+{
+    return paml_input_text(census->batching, argument, text, PAML_INPUT_TEXT);
+}
+
 static int
 count_rows(struct census *census, const DLTensor *tensor, uint32_t argument)
 {
     int32_t axis = paml_input_axis(census->batching, argument);
-    char text[256];
+    char text[256], name[PAML_INPUT_TEXT], other[PAML_INPUT_TEXT];
 
     if (axis >= tensor->ndim) {
         return paml_fail(census->err, PAML_ERR_INPUT,
-                         "batching= makes axis %d the batch axis of input %u, which "
+                         "batching= makes axis %d the batch axis of input %s, which "
                          "has shape %s",
-                         axis, argument, paml_shape_text(tensor, text, sizeof(text)));
+                         axis, name_of(census, argument, name),
+                         paml_shape_text(tensor, text, sizeof(text)));
     }
     if (!census->any) {
         census->any = true;
@@ -190,21 +197,24 @@ count_rows(struct census *census, const DLTensor *tensor, uint32_t argument)
         census->rows_from = argument;
     }
     if (tensor->shape[axis] != census->rows) {
-        return paml_fail(census->err, PAML_ERR_INPUT,
-                         "batching= makes axis %d the batch axis: input %u has %lld "
-                         "rows, input %u has %lld",
-                         axis, argument, (long long)tensor->shape[axis],
-                         census->rows_from, (long long)census->rows);
+        return paml_fail(
+            census->err, PAML_ERR_INPUT,
+            "batching= makes axis %d the batch axis: input %s has %lld "
+            "rows, input %s has %lld",
+            axis, name_of(census, argument, name), (long long)tensor->shape[axis],
+            name_of(census, census->rows_from, other), (long long)census->rows);
     }
     if (census->rows > UINT32_MAX) {
         return paml_fail(census->err, PAML_ERR_INPUT,
-                         "input %u has %lld rows, expected %lld at most", argument,
-                         (long long)census->rows, (long long)UINT32_MAX);
+                         "input %s has %lld rows, expected %lld at most",
+                         name_of(census, argument, name), (long long)census->rows,
+                         (long long)UINT32_MAX);
     }
     if (!paml_dtype_is_bytes(tensor->dtype)) {
         return paml_fail(census->err, PAML_ERR_INPUT,
-                         "input %u is %s: batching= needs elements of whole bytes",
-                         argument, paml_dtype_name(tensor->dtype, text, sizeof(text)));
+                         "input %s is %s: batching= needs elements of whole bytes",
+                         name_of(census, argument, name),
+                         paml_dtype_name(tensor->dtype, text, sizeof(text)));
     }
     return PAML_OK;
 }
@@ -218,13 +228,13 @@ count_length(struct census *census, const DLTensor *tensor, uint32_t argument,
     const struct paml_padded_axis *padded = &batching->padded[k];
     double fill = argument < batching->n_fills ? batching->fills[argument] : 0;
     int64_t *length = &census->op->lengths[k];
-    char text[256];
+    char text[256], name[PAML_INPUT_TEXT], other[PAML_INPUT_TEXT];
 
     if (axis >= tensor->ndim) {
         return paml_fail(census->err, PAML_ERR_INPUT,
-                         "batching= pads axis %d ('%s') of input %u, which has shape "
+                         "batching= pads axis %d ('%s') of input %s, which has shape "
                          "%s",
-                         axis, padded->name, argument,
+                         axis, padded->name, name_of(census, argument, name),
                          paml_shape_text(tensor, text, sizeof(text)));
     }
     if (*length < 0) {
@@ -233,24 +243,27 @@ count_length(struct census *census, const DLTensor *tensor, uint32_t argument,
     }
     if (tensor->shape[axis] != *length) {
         return paml_fail(census->err, PAML_ERR_INPUT,
-                         "input %u has length %lld along axis %d ('%s'), expected "
-                         "%lld, as input %u has",
-                         argument, (long long)tensor->shape[axis], axis, padded->name,
-                         (long long)*length, census->lengths_from[k]);
+                         "input %s has length %lld along axis %d ('%s'), expected "
+                         "%lld, as input %s has",
+                         name_of(census, argument, name),
+                         (long long)tensor->shape[axis], axis, padded->name,
+                         (long long)*length,
+                         name_of(census, census->lengths_from[k], other));
     }
     if (paml_padded_length(padded, *length) < 0) {
         return paml_fail(census->err, PAML_ERR_INPUT,
-                         "input %u has length %lld along axis %d ('%s'), expected "
+                         "input %s has length %lld along axis %d ('%s'), expected "
                          "%lld, the largest bucket, at most",
-                         argument, (long long)*length, axis, padded->name,
+                         name_of(census, argument, name), (long long)*length, axis,
+                         padded->name,
                          (long long)padded->buckets[padded->n_buckets - 1]);
     }
     if (!paml_pad_holds(tensor->dtype, fill)) {
         return paml_fail(census->err, PAML_ERR_INPUT,
-                         "input %u is %s, which can't hold %g, the value that it is "
+                         "input %s is %s, which can't hold %g, the value that it is "
                          "padded with",
-                         argument, paml_dtype_name(tensor->dtype, text, sizeof(text)),
-                         fill);
+                         name_of(census, argument, name),
+                         paml_dtype_name(tensor->dtype, text, sizeof(text)), fill);
     }
     return PAML_OK;
 }
@@ -261,6 +274,7 @@ count_lengths(struct census *census, const struct paml_value *value, uint32_t ar
               bool is_top)
 {
     const struct paml_batching *batching = census->batching;
+    char name[PAML_INPUT_TEXT];
     int code = PAML_OK;
 
     for (uint32_t k = 0; k < batching->n_padded; k++) {
@@ -277,9 +291,10 @@ count_lengths(struct census *census, const struct paml_value *value, uint32_t ar
                         value->kind == PAML_FLOAT || value->kind == PAML_STRING ||
                         value->kind == PAML_BYTES)) {
                 code = paml_fail(census->err, PAML_ERR_INPUT,
-                                 "batching= pads axis %d ('%s') of input %u, which is "
+                                 "batching= pads axis %d ('%s') of input %s, which is "
                                  "%s, not a tensor",
-                                 padded->inputs[i].axis, padded->name, argument,
+                                 padded->inputs[i].axis, padded->name,
+                                 name_of(census, argument, name),
                                  paml_kind_name((int)value->kind));
             }
         }
@@ -298,15 +313,19 @@ length_class(int64_t length)
 
 /* Thread: any; the op's owner. GIL: any. Locks: none. */
 uint64_t
-paml_batch_cost_key(const struct paml_batching *batching, const struct paml_op *op)
+paml_batch_cost_key_at(const struct paml_batching *batching, const struct paml_op *op,
+                       const int64_t *lengths)
 {
     uint64_t hash = op->n_inputs;
 
     if (op->batch_key != 0) {
-        return batching->n_padded > 0 && batching->padded[0].n_buckets == 0 &&
-                       op->lengths[0] > 0
-                   ? mix(op->batch_key, length_class(op->lengths[0]))
-                   : op->batch_key;
+        hash = op->batch_key;
+        for (uint32_t k = 0; k < batching->n_padded; k++) {
+            if (batching->padded[k].n_buckets == 0 && lengths[k] > 0) {
+                hash = mix(hash, length_class(lengths[k]));
+            }
+        }
+        return hash;
     }
     for (uint32_t i = 0; i < op->n_inputs; i++) {
         const struct paml_value *value = &op->inputs[i];
@@ -318,6 +337,33 @@ paml_batch_cost_key(const struct paml_batching *batching, const struct paml_op *
         }
     }
     return hash;
+}
+
+/* Thread: any; the op's owner. GIL: any. Locks: none. */
+uint64_t
+paml_batch_cost_key(const struct paml_batching *batching, const struct paml_op *op)
+{
+    return paml_batch_cost_key_at(batching, op, op->lengths);
+}
+
+/* Thread: worker. Locks: none. */
+uint64_t
+paml_batch_cost_key_of(const struct paml_batching *batching,
+                       const struct paml_slice *slices, uint32_t n)
+{
+    int64_t longest[PAML_PADDED_MOST];
+
+    if (n == 1 || batching->n_padded == 0) {
+        return paml_batch_cost_key(batching, slices[0].op);
+    }
+    memcpy(longest, slices[0].op->lengths, sizeof(longest));
+    for (uint32_t i = 1; i < n; i++) {
+        for (uint32_t k = 0; k < batching->n_padded; k++) {
+            int64_t length = slices[i].op->lengths[k];
+            longest[k] = length > longest[k] ? length : longest[k];
+        }
+    }
+    return paml_batch_cost_key_at(batching, slices[0].op, longest);
 }
 
 /* Thread: any; the op's owner. GIL: any. Locks: none. */

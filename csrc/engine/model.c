@@ -63,6 +63,7 @@ paml_model_new(const struct paml_backend *backend,
         paml_batch_init(&workers[i].batch);
         paml_batcher_init(&workers[i].batcher);
         paml_cost_init(&workers[i].cost);
+        paml_stopping_init(&workers[i].stopping);
     }
     return model;
 }
@@ -86,6 +87,7 @@ paml_model_unref(struct paml_model *model)
         for (int i = 0; i < model->n_workers; i++) {
             paml_batch_destroy(&model->workers[i].batch);
             paml_batcher_destroy(&model->workers[i].batcher);
+            paml_stopping_destroy(&model->workers[i].stopping);
         }
         free(model->workers);
         free(model);
@@ -328,6 +330,7 @@ int
 paml_model_submit(struct paml_model *model, struct paml_op *op)
 {
     struct paml_op *dropped, *next;
+    char message[PAML_MESSAGE_SIZE];
     int code = paml_queue_push(&model->queue, op, &dropped);
 
     atomic_fetch_add_explicit(code == PAML_OK ? &model->submitted : &model->rejected, 1,
@@ -335,9 +338,13 @@ paml_model_submit(struct paml_model *model, struct paml_op *op)
     for (; dropped != NULL; dropped = next) {
         next = dropped->next;
         atomic_fetch_add_explicit(&model->rejected, 1, memory_order_relaxed);
-        paml_op_fail(dropped, PAML_ERR_QUEUE,
-                     "dropped for a request of higher or equal priority, or one that "
-                     "came first: the queue is full (Queue(when_full='drop_lowest'))");
+        snprintf(message, sizeof(message),
+                 "dropped for a request of higher or equal priority, or one that came "
+                 "first: the queue of model '%s' is full, it holds at most %lld rows "
+                 "(Queue(when_full='drop_lowest'))",
+                 model->name != NULL ? model->name : "",
+                 (long long)model->queue.limits.max_rows);
+        paml_op_fail(dropped, PAML_ERR_QUEUE, message);
         post_out_of_turn(dropped);
     }
     return code;

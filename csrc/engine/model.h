@@ -26,6 +26,7 @@
 #include "op.h"
 #include "queue.h"
 #include "stats.h"
+#include "stop.h"
 
 enum paml_status {
     PAML_STATUS_NEW,
@@ -72,6 +73,7 @@ struct paml_worker {
     struct paml_batcher batcher;
     struct paml_cost_model cost;
     struct paml_worker_stats stats;
+    struct paml_stopping stopping;
 };
 
 struct paml_model {

@@ -12,6 +12,7 @@ paml_op_init(struct paml_op *op, struct paml_mailbox *mailbox)
     memset(op, 0, offsetof(struct paml_op, outputs));
     atomic_init(&op->state, PAML_OP_NEW);
     atomic_init(&op->given_up, false);
+    atomic_init(&op->runner, NULL);
     op->mailbox = mailbox;
     op->rows = 1;
     memset(&op->message, 0, sizeof(*op) - offsetof(struct paml_op, message));

@@ -25,6 +25,7 @@ struct paml_group;
 struct paml_queue;
 struct paml_session;
 struct paml_steps;
+struct paml_worker;
 
 #define PAML_STATES_MOST 4 /* inputs of a session that are state */
 
@@ -70,6 +71,9 @@ struct paml_op {
     struct paml_steps *steps; /* runs over and over (steps.h); the maker's, or NULL */
     /* Requests share a run when their keys are equal and not 0. */
     uint64_t batch_key;
+    /* stop.h's: who runs it, or ran it last; NULL: nobody yet, or nobody who can be
+       stopped. */
+    _Atomic(struct paml_worker *) runner;
     int64_t run_ns; /* what the run that served it took */
     struct paml_outputs outputs;
 
@@ -84,6 +88,14 @@ static inline void
 paml_op_set_state(struct paml_op *op, enum paml_op_state state)
 {
     atomic_store_explicit(&op->state, state, memory_order_relaxed);
+}
+
+/* What it counts for in a queue: its rows. One without takes a place all the same, or
+   there would be no bound to how many of them wait. */
+static inline int64_t
+paml_op_places(const struct paml_op *op)
+{
+    return op->rows > 0 ? op->rows : 1;
 }
 
 void paml_op_init(struct paml_op *op, struct paml_mailbox *mailbox);

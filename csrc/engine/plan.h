@@ -22,6 +22,9 @@
 
 #include "cost.h"
 
+/* So many requests at most are looked at together, and so taken by a run that is
+   planned or padded to the longest: to compare them takes the square of their number,
+   under the queue's lock, which those who cancel and other workers wait for. */
 #define PAML_PLAN_MOST 256
 
 struct paml_plan_item {

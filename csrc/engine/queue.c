@@ -121,7 +121,8 @@ static void
 queue_uncount(struct paml_queue *queue, const struct paml_op *op)
 {
     /* Written under the lock alone: no need for a locked instruction. */
-    atomic_store_explicit(&queue->gone.rows, amount_get(&queue->gone.rows) + op->rows,
+    atomic_store_explicit(&queue->gone.rows,
+                          amount_get(&queue->gone.rows) + paml_op_places(op),
                           memory_order_relaxed);
     atomic_store_explicit(&queue->gone.bytes,
                           amount_get(&queue->gone.bytes) + (int64_t)op->bytes,
@@ -164,11 +165,11 @@ static int
 queue_count(struct paml_queue *queue, const struct paml_op *op, bool *excess)
 {
     const struct paml_queue_limits *limits = &queue->limits;
-    int64_t rows, bytes;
+    int64_t places = paml_op_places(op), rows, bytes;
     bool full;
 
-    rows = op->rows + atomic_fetch_add_explicit(&queue->pushed.rows, op->rows,
-                                                memory_order_relaxed);
+    rows = places +
+           atomic_fetch_add_explicit(&queue->pushed.rows, places, memory_order_relaxed);
     bytes = (int64_t)op->bytes + atomic_fetch_add_explicit(&queue->pushed.bytes,
                                                            (int64_t)op->bytes,
                                                            memory_order_relaxed);
@@ -181,7 +182,7 @@ queue_count(struct paml_queue *queue, const struct paml_op *op, bool *excess)
     full = full || (*excess && limits->when_full == PAML_FULL_REJECT) ||
            (*excess && op->rows > limits->max_rows);
     if (full) {
-        amount_add(&queue->pushed.rows, -(int64_t)op->rows);
+        amount_add(&queue->pushed.rows, -paml_op_places(op));
         amount_add(&queue->pushed.bytes, -(int64_t)op->bytes);
         return PAML_ERR_QUEUE;
     }
@@ -278,7 +279,7 @@ paml_queue_push(struct paml_queue *queue, struct paml_op *op, struct paml_op **d
     do {
         if (head == INBOX_CLOSED) {
             paml_op_set_state(op, PAML_OP_NEW);
-            amount_add(&queue->pushed.rows, -(int64_t)op->rows);
+            amount_add(&queue->pushed.rows, -paml_op_places(op));
             amount_add(&queue->pushed.bytes, -(int64_t)op->bytes);
             return PAML_ERR_CLOSED;
         }
@@ -464,8 +465,9 @@ paml_queue_take(struct paml_queue *queue, const struct paml_cost_model *cost,
     pthread_mutex_lock(&queue->lock);
     *closed = queue_sort_inbox(queue, NULL);
     if (queue->schedule.count > 0) {
-        paml_schedule_take(&queue->schedule, cost, last_run_ns, paml_now_ns(), *closed,
-                           batch);
+        batch->taken_ns = paml_now_ns();
+        paml_schedule_take(&queue->schedule, cost, last_run_ns, batch->taken_ns,
+                           *closed, batch);
         for (uint32_t i = 0; i < batch->n; i++) {
             queue_uncount(queue, batch->ops[i]);
         }

@@ -5,6 +5,7 @@
 
 #include "plan.h"
 #include "session.h"
+#include "window.h"
 
 /* One run in so many is led by the oldest op, once it has seen so many runs begin. */
 #define AGEING_TURN 8
@@ -14,17 +15,8 @@
    so many times max_rows, and never more than can be planned. */
 #define WINDOW_BATCHES 4
 
-/* Padding may add a third to the cells of a batch. */
-#define PADDING_NUMERATOR 4
-#define PADDING_DENOMINATOR 3
-
 /* A cost counts against deadlines once it was seen in so many runs. */
 #define TRUSTED_RUNS 4
-
-/* An answer is not there when the run ends: the loop has to come by. So much earlier
-   than its deadline a request is taken to be due, or by a share of its time. */
-#define DELIVERY_NS 1000000
-#define DELIVERY_SHARE 32
 
 /* An estimate by which nothing can be met is tried again after so long. */
 #define PROBE_NS INT64_C(1000000000)
@@ -121,6 +113,39 @@ group_unlink(struct paml_schedule *schedule, struct paml_group *group)
 
 /* --- adding and removing --- */
 
+static int64_t
+halfway_of(const struct paml_op *op)
+{
+    return op->submitted_ns + (op->deadline_ns - op->submitted_ns) / 2;
+}
+
+static void
+group_note_deadline(struct paml_group *group, const struct paml_op *op)
+{
+    if (op->deadline_ns != 0) {
+        int64_t halfway_ns = halfway_of(op);
+
+        group->deadline_ns =
+            op->deadline_ns < group->deadline_ns ? op->deadline_ns : group->deadline_ns;
+        group->halfway_ns =
+            halfway_ns < group->halfway_ns ? halfway_ns : group->halfway_ns;
+    }
+}
+
+/* Of a group that is less than a batch: looks at what waits, once after such a leaving.
+ */
+static void
+group_refresh_deadlines(const struct paml_schedule *schedule, struct paml_group *group)
+{
+    group->deadline_ns = group->halfway_ns = INT64_MAX;
+    group->stale = false;
+    for (const struct paml_op *op = schedule->oldest; op != NULL; op = op->newer) {
+        if (op->group == group) {
+            group_note_deadline(group, op);
+        }
+    }
+}
+
 static void
 admit(struct paml_schedule *schedule, struct paml_op *op)
 {
@@ -136,11 +161,14 @@ admit(struct paml_schedule *schedule, struct paml_op *op)
     schedule->newest = op;
     if (group->count++ == 0) {
         group->since_ns = op->submitted_ns;
+        group->deadline_ns = group->halfway_ns = INT64_MAX;
+        group->stale = false;
         group_link(schedule, group);
     }
+    group_note_deadline(group, op);
     paml_order_push(&group->order, op);
     group->rows += op->rows;
-    schedule->rows += op->rows;
+    schedule->rows += paml_op_places(op);
     schedule->count++;
 }
 
@@ -152,7 +180,7 @@ park(struct paml_schedule *schedule, struct paml_op *op)
     op->previous = schedule->parked_last;
     *(op->previous != NULL ? &op->previous->next : &schedule->parked_first) = op;
     schedule->parked_last = op;
-    schedule->parked_rows += op->rows;
+    schedule->parked_rows += paml_op_places(op);
 }
 
 static void
@@ -162,7 +190,7 @@ unpark(struct paml_schedule *schedule, struct paml_op *op)
     *(op->next != NULL ? &op->next->previous : &schedule->parked_last) = op->previous;
     op->next = op->previous = NULL;
     op->place = PAML_NOWHERE;
-    schedule->parked_rows -= op->rows;
+    schedule->parked_rows -= paml_op_places(op);
 }
 
 static void
@@ -192,7 +220,8 @@ unhold(struct paml_schedule *schedule, struct paml_op *op)
 static bool
 has_room(const struct paml_schedule *schedule, const struct paml_op *op)
 {
-    return schedule->count == 0 || schedule->rows + op->rows <= schedule->max_rows;
+    return schedule->count == 0 ||
+           schedule->rows + paml_op_places(op) <= schedule->max_rows;
 }
 
 static void
@@ -254,9 +283,13 @@ forget(struct paml_schedule *schedule, struct paml_op *op)
 {
     struct paml_group *group = op->group;
 
-    if (group != &schedule->alone && schedule->batching->max_delay_ns > 0 &&
-        op->submitted_ns <= group->since_ns) {
-        group_forget_oldest(group, op);
+    if (group != &schedule->alone && schedule->batching->max_delay_ns > 0) {
+        if (op->submitted_ns <= group->since_ns) {
+            group_forget_oldest(group, op);
+        }
+        group->stale = group->stale || (op->deadline_ns != 0 &&
+                                        (op->deadline_ns == group->deadline_ns ||
+                                         halfway_of(op) == group->halfway_ns));
     }
     *(op->older != NULL ? &op->older->newer : &schedule->oldest) = op->newer;
     *(op->newer != NULL ? &op->newer->older : &schedule->newest) = op->older;
@@ -264,7 +297,7 @@ forget(struct paml_schedule *schedule, struct paml_op *op)
     op->group = NULL;
     op->place = PAML_NOWHERE;
     group->rows -= op->rows;
-    schedule->rows -= op->rows;
+    schedule->rows -= paml_op_places(op);
     schedule->count--;
     if (--group->count == 0) {
         group_unlink(schedule, group);
@@ -393,45 +426,50 @@ give_up(struct paml_schedule *schedule, struct paml_batch *batch, struct paml_op
     batch->hopeless = op;
 }
 
+/* Of a run that such an op leads. */
 static int64_t
-rows_of_a_run(const struct paml_schedule *schedule, const struct paml_group *group,
+rows_of_a_run(const struct paml_schedule *schedule, const struct paml_op *leader,
               const struct paml_cost_model *cost)
 {
-    const struct paml_op *head = paml_order_peek(&group->order);
     int64_t cap;
 
-    if (group == &schedule->alone) {
+    if (leader->group == &schedule->alone) {
         return 1;
     }
-    cap = paml_cost_cap(cost, paml_batch_cost_key(schedule->batching, head));
+    cap = paml_cost_cap(cost, paml_batch_cost_key(schedule->batching, leader));
     return cap < schedule->batching->max_rows ? cap : schedule->batching->max_rows;
 }
 
 /* When the group may be taken, full or not. */
 static int64_t
-released_at(const struct paml_schedule *schedule, const struct paml_group *group,
+released_at(const struct paml_schedule *schedule, struct paml_group *group,
             const struct paml_cost_model *cost)
 {
     int64_t delay_ns = schedule->batching != NULL && group != &schedule->alone
                            ? schedule->batching->max_delay_ns
                            : 0;
     const struct paml_op *head;
-    int64_t at, latest, halfway;
+    int64_t at, latest;
 
-    if (delay_ns == 0 || group->rows >= rows_of_a_run(schedule, group, cost)) {
+    if (delay_ns == 0) {
+        return 0;
+    }
+    head = paml_order_peek(&group->order);
+    if (group->rows >= rows_of_a_run(schedule, head, cost)) {
         return 0;
     }
     at = group->since_ns + delay_ns;
-    head = paml_order_peek(&group->order);
-    if (head->deadline_ns != 0) {
-        /* Waiting for company must not make it late: no more than half of its time is
+    if (group->stale) {
+        group_refresh_deadlines(schedule, group);
+    }
+    if (group->deadline_ns != INT64_MAX) {
+        /* Waiting for company must not make one late: no more than half of its time is
            spent, also where a run costs little or nobody knows what. */
         latest =
-            head->deadline_ns -
+            group->deadline_ns -
             2 * paml_cost_predict(cost, paml_batch_cost_key(schedule->batching, head),
                                   group->rows + 1);
-        halfway = head->submitted_ns + (head->deadline_ns - head->submitted_ns) / 2;
-        latest = halfway < latest ? halfway : latest;
+        latest = group->halfway_ns < latest ? group->halfway_ns : latest;
         at = latest < at ? latest : at;
     }
     return at;
@@ -467,112 +505,9 @@ choose_leader(struct paml_schedule *schedule, const struct paml_cost_model *cost
     return leader;
 }
 
-/* Ops of the leader's group that may share its run, out of their order for a while,
-   most urgent first. */
-struct window {
-    struct paml_op *ops[PAML_PLAN_MOST];
-    uint32_t n;
-};
-
-static void
-window_open(struct window *window, const struct paml_batching *batching,
-            struct paml_group *group, struct paml_op *leader, uint32_t most)
-{
-    struct paml_op *op;
-
-    paml_order_remove(&group->order, leader);
-    window->ops[0] = leader;
-    window->n = 1;
-    while (window->n < most && (op = paml_order_peek(&group->order)) != NULL &&
-           paml_batch_same(batching, leader, op)) {
-        window->ops[window->n++] = paml_order_pop(&group->order);
-    }
-}
-
-/* Of similar lengths, the leader's: marks those that don't fit by leaving them out.
-   Returns whether any was. */
-static bool
-window_keep_similar(struct window *window, struct paml_group *group, int64_t max_rows)
-{
-    struct paml_op *leader = window->ops[0], *chosen[PAML_PLAN_MOST], *op;
-    bool used[PAML_PLAN_MOST] = {true}, dropped = false;
-    int64_t rows = leader->rows, longest = leader->lengths[0];
-    int64_t real = rows * longest;
-    uint32_t n = 0;
-
-    /* Nearest first; of equals the more urgent. Quadratic in what is taken. */
-    while (rows < max_rows) {
-        uint32_t best = 0;
-        int64_t best_distance = INT64_MAX, distance, length, cells;
-        for (uint32_t i = 1; i < window->n; i++) {
-            distance = window->ops[i]->lengths[0] - leader->lengths[0];
-            distance = distance < 0 ? -distance : distance;
-            if (!used[i] && distance < best_distance) {
-                best = i;
-                best_distance = distance;
-            }
-        }
-        if (best == 0) {
-            break;
-        }
-        op = window->ops[best];
-        length = op->lengths[0] > longest ? op->lengths[0] : longest;
-        cells = (rows + op->rows) * length;
-        if (rows + op->rows > max_rows ||
-            cells * PADDING_DENOMINATOR >
-                (real + op->rows * op->lengths[0]) * PADDING_NUMERATOR) {
-            break;
-        }
-        used[best] = true;
-        rows += op->rows;
-        longest = length;
-        real += op->rows * op->lengths[0];
-    }
-    for (uint32_t i = 0; i < window->n; i++) {
-        if (used[i]) {
-            chosen[n++] = window->ops[i];
-        } else {
-            paml_order_push(&group->order, window->ops[i]);
-            dropped = true;
-        }
-    }
-    memcpy(window->ops, chosen, n * sizeof(*chosen));
-    window->n = n;
-    return dropped;
-}
-
-static int64_t
-due_of(const struct paml_op *op)
-{
-    int64_t early = (op->deadline_ns - op->submitted_ns) / DELIVERY_SHARE;
-
-    return op->deadline_ns - (early < DELIVERY_NS ? early : DELIVERY_NS);
-}
-
-/* Whether all that a full batch would hold are in time. */
-static bool
-window_is_in_time(const struct window *window, const struct paml_line *line,
-                  int64_t now_ns, int64_t max_rows)
-{
-    int64_t rows = 0, earliest = INT64_MAX;
-
-    for (uint32_t i = 0; i < window->n; i++) {
-        const struct paml_op *op = window->ops[i];
-        if (i > 0 && rows + op->rows > max_rows) {
-            break;
-        }
-        rows += op->rows;
-        if (op->deadline_ns != 0 && due_of(op) < earliest) {
-            earliest = due_of(op);
-        }
-    }
-    return earliest == INT64_MAX ||
-           now_ns + (int64_t)paml_line_at(line, (double)rows) <= earliest;
-}
-
 /* Splits the window into what runs now, what is answered, and what goes back. */
 static void
-window_plan(struct paml_schedule *schedule, struct window *window,
+window_plan(struct paml_schedule *schedule, struct paml_window *window,
             struct paml_group *group, const struct paml_line *line, int64_t last_run_ns,
             int64_t now_ns, int64_t max_rows, struct paml_batch *batch)
 {
@@ -582,8 +517,8 @@ window_plan(struct paml_schedule *schedule, struct window *window,
 
     for (uint32_t i = 0; i < window->n; i++) {
         const struct paml_op *op = window->ops[i];
-        items[i] = (struct paml_plan_item){op->deadline_ns != 0 ? due_of(op) : 0,
-                                           op->rows, op->priority};
+        items[i] = (struct paml_plan_item){
+            op->deadline_ns != 0 ? paml_window_due(op) : 0, op->rows, op->priority};
         if (op->deadline_ns > window->ops[probe]->deadline_ns) {
             probe = i;
         }
@@ -606,7 +541,7 @@ window_plan(struct paml_schedule *schedule, struct window *window,
 
 /* The window's first run now, as far as they fit, the others go back. */
 static void
-window_take(struct paml_schedule *schedule, struct window *window,
+window_take(struct paml_schedule *schedule, struct paml_window *window,
             struct paml_group *group, int64_t max_rows, struct paml_batch *batch)
 {
     bool full = false;
@@ -663,9 +598,9 @@ paml_schedule_take(struct paml_schedule *schedule, const struct paml_cost_model 
     struct paml_op *leader;
     struct paml_group *group;
     struct paml_line line = {0, 0};
-    struct window window;
+    struct paml_window window;
     int64_t max_rows, most;
-    bool alone, uneven;
+    bool alone, uneven, dropped = false;
 
     batch->n = 0;
     batch->rows = 0;
@@ -680,15 +615,13 @@ paml_schedule_take(struct paml_schedule *schedule, const struct paml_cost_model 
     }
     group = leader->group;
     alone = group == &schedule->alone;
-    max_rows = rows_of_a_run(schedule, group, cost);
+    max_rows = rows_of_a_run(schedule, leader, cost);
     batch->release = PAML_RELEASE_DRAINED;
     if (!alone && !at_once && schedule->batching->max_delay_ns > 0) {
         batch->release = PAML_RELEASE_DELAY;
     }
-    /* A bucket is padded to in any case: its lengths are all alike. */
-    uneven = !alone && schedule->batching->n_padded > 0 && leader->lengths[0] > 0 &&
-             schedule->batching->padded[0].n_buckets == 0;
-    if (leader->deadline_ns != 0) {
+    uneven = !alone && paml_window_is_uneven(schedule->batching, leader);
+    if (leader->deadline_ns != 0 && !uneven) {
         line = paml_cost_line_of(cost, paml_batch_cost_key(schedule->batching, leader),
                                  TRUSTED_RUNS);
     }
@@ -697,11 +630,17 @@ paml_schedule_take(struct paml_schedule *schedule, const struct paml_cost_model 
     } else {
         most = WINDOW_BATCHES * max_rows;
         most = alone ? 1 : most < PAML_PLAN_MOST ? most : PAML_PLAN_MOST;
-        window_open(&window, schedule->batching, group, leader, (uint32_t)most);
-        if (uneven && window_keep_similar(&window, group, max_rows)) {
+        paml_window_open(&window, schedule->batching, &group->order, leader,
+                         (uint32_t)most);
+        if (uneven) {
+            dropped = paml_window_keep_similar(&window, schedule->batching,
+                                               &group->order, cost, &max_rows);
+            line = paml_cost_line_of(cost, window.cost_key, TRUSTED_RUNS);
+        }
+        if (dropped) {
             batch->release = PAML_RELEASE_SHAPE;
         }
-        if (window_is_in_time(&window, &line, now_ns, max_rows)) {
+        if (paml_window_is_in_time(&window, &line, now_ns, max_rows)) {
             window_take(schedule, &window, group, max_rows, batch);
         } else {
             window_plan(schedule, &window, group, &line, last_run_ns, now_ns, max_rows,

@@ -45,6 +45,11 @@ struct paml_group {
     size_t count;     /* members, those in a window (schedule.c) included */
     int64_t rows;     /* theirs */
     int64_t since_ns; /* about when its longest waiting op was submitted */
+    /* The earliest deadline of its members, and the earliest moment at which half of
+       the time for one is over; INT64_MAX: none. Where batches wait for more only.
+       Stale: one that these came from has left. */
+    int64_t deadline_ns, halfway_ns;
+    bool stale;
 };
 
 struct paml_schedule {
@@ -56,7 +61,7 @@ struct paml_schedule {
     struct paml_op *oldest, *newest; /* admitted, by arrival */
     struct paml_op *parked_first, *parked_last;
     struct paml_op *held; /* by their sessions; older, newer */
-    int64_t rows;         /* admitted */
+    int64_t rows;         /* admitted; paml_op_places() of each */
     int64_t parked_rows;
     size_t count; /* admitted */
     uint64_t sequence, runs;
@@ -70,6 +75,7 @@ struct paml_batch {
     enum paml_release release;
     struct paml_op *hopeless; /* CLAIMED, linked by next: to be answered */
     uint64_t seen;            /* schedule.sequence when it was taken */
+    int64_t taken_ns;         /* when that was; or is by now, after some answers */
     int64_t wait_until_ns;    /* n == 0: a batch will be released then; 0: none */
 };
 

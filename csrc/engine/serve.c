@@ -27,7 +27,7 @@ struct serving {
     const struct paml_batching *batching;
     void *instance;
     struct paml_error *error;
-    int64_t now_ns; /* when the last run ended */
+    int64_t now_ns; /* when the batch was taken, a gather or the last run ended */
     int64_t run_ns; /* and what it took */
 };
 
@@ -43,21 +43,30 @@ count_run(struct paml_worker *worker, int64_t rows, uint32_t requests)
     paml_count(&stats->requests, requests);
 }
 
-/* The backend's run, timed and counted. */
+/* The backend's run of those slices, timed and counted; `slices`: of what, there are
+   `requests`. PAML_STOPPED: it gave nothing, as nobody wants it any more: answer_late()
+   has the answer for each of them. */
 static int
-timed_run(struct serving *serving, struct paml_run *run, const struct paml_op *first,
-          int64_t rows, uint32_t requests)
+timed_run(struct serving *serving, struct paml_run *run,
+          const struct paml_slice *slices, int64_t rows, uint32_t requests)
 {
     struct paml_worker *worker = serving->worker;
     struct paml_model *model = worker->model;
     struct paml_worker_stats *stats = &worker->stats;
+    bool stoppable = paml_backend_can_stop(model->backend), stopped = false;
     int64_t begun, ended;
     int code;
 
-    paml_worker_before_run(worker);
-    begun = paml_now_ns();
+    begun = paml_worker_before_run(worker) ? paml_now_ns() : serving->now_ns;
+    if (stoppable && !paml_stop_begin(worker, serving->instance, slices, requests)) {
+        serving->now_ns = paml_now_ns();
+        return PAML_STOPPED;
+    }
     atomic_store_explicit(&stats->running_since_ns, begun, memory_order_relaxed);
     code = model->backend->run(serving->instance, run, serving->error);
+    if (stoppable) {
+        stopped = paml_stop_end(worker);
+    }
     ended = paml_now_ns();
     atomic_store_explicit(&stats->running_since_ns, 0, memory_order_relaxed);
     paml_count(&stats->busy_ns, (uint64_t)(ended - begun));
@@ -65,6 +74,9 @@ timed_run(struct serving *serving, struct paml_run *run, const struct paml_op *f
     count_run(worker, rows, requests);
     serving->now_ns = worker->last_run_ns = ended;
     serving->run_ns = ended - begun;
+    if (code != PAML_OK && stopped) {
+        return PAML_STOPPED;
+    }
     if (code != PAML_OK) {
         paml_model_note_failure(model, serving->error);
         return code;
@@ -74,7 +86,8 @@ timed_run(struct serving *serving, struct paml_run *run, const struct paml_op *f
     }
     if (ended - begun > NOTED_ALWAYS_NS ||
         atomic_load_explicit(&stats->runs, memory_order_relaxed) % NOTED_EVERY == 1) {
-        paml_cost_observe(&worker->cost, paml_batch_cost_key(serving->batching, first),
+        paml_cost_observe(&worker->cost,
+                          paml_batch_cost_key_of(serving->batching, slices, requests),
                           rows > 0 ? rows : 1, ended - begun);
     }
     return code;
@@ -86,6 +99,7 @@ static void
 answer(struct serving *serving, struct job *job)
 {
     struct paml_session *session = job->op->session;
+    bool fresh;
 
     for (uint32_t i = 0; i < job->n_parts; i++) {
         paml_outputs_clear(&job->parts[i]);
@@ -95,12 +109,18 @@ answer(struct serving *serving, struct job *job)
     job->n_parts = 0;
     job->answered = true;
     job->op->run_ns = serving->run_ns;
-    if (session != NULL) {
-        /* Before the post: the op's reference goes with it. */
-        paml_session_take_back(job->op);
-        paml_queue_pass_on(session, job->op->fresh);
+    if (session == NULL) {
+        paml_worker_post(serving->worker, job->op, serving->now_ns);
+        return;
     }
+    /* The next one comes after the post, or its answer could overtake this one; and the
+       op's own reference goes with the op. */
+    fresh = job->op->fresh;
+    atomic_fetch_add_explicit(&session->refs, 1, memory_order_relaxed);
+    paml_session_take_back(job->op);
     paml_worker_post(serving->worker, job->op, serving->now_ns);
+    paml_queue_pass_on(session, fresh);
+    paml_session_unref(session);
 }
 
 static void
@@ -202,14 +222,15 @@ deliver(struct serving *serving, struct job *job, struct paml_slice *slice)
 static void run_slices(struct serving *serving, struct paml_slice *slices,
                        struct job **jobs, uint32_t n);
 
-/* Again in two parts: by rows where memory ran out, else by requests. */
+/* In two parts, of which the first has `half` rows, or, where that is 0, half of the
+   requests. */
 static void
 run_halves(struct serving *serving, struct paml_slice *slices, struct job **jobs,
-           uint32_t n, int64_t rows, bool by_rows)
+           uint32_t n, int64_t half)
 {
     struct paml_slice *second = malloc((n + 1) * sizeof(*second));
     struct job **second_jobs = malloc((n + 1) * sizeof(struct job *));
-    int64_t half = rows / 2, before = 0;
+    int64_t before = 0;
     uint32_t cut = n / 2, rest = 0;
 
     if (second == NULL || second_jobs == NULL) {
@@ -218,7 +239,7 @@ run_halves(struct serving *serving, struct paml_slice *slices, struct job **jobs
         }
         goto done;
     }
-    if (by_rows) {
+    if (half > 0) {
         for (cut = 0; before + (slices[cut].to - slices[cut].from) <= half; cut++) {
             before += slices[cut].to - slices[cut].from;
         }
@@ -259,6 +280,17 @@ keep_wanted(struct serving *serving, struct paml_slice *slices, struct job **job
     return kept;
 }
 
+/* How many rows a run of those may have, as far as is known by now. */
+static int64_t
+rows_of_a_run(const struct serving *serving, const struct paml_slice *slices,
+              uint32_t n)
+{
+    int64_t cap = paml_cost_cap(&serving->worker->cost,
+                                paml_batch_cost_key_of(serving->batching, slices, n));
+
+    return cap < serving->batching->max_rows ? cap : serving->batching->max_rows;
+}
+
 /* One run for all of them, or as many as it takes. */
 static void
 run_slices(struct serving *serving, struct paml_slice *slices, struct job **jobs,
@@ -268,7 +300,7 @@ run_slices(struct serving *serving, struct paml_slice *slices, struct job **jobs
     struct paml_batcher *batcher = &worker->batcher;
     struct paml_outputs whole;
     struct paml_run run = {.outputs = &whole};
-    int64_t rows = 0;
+    int64_t rows = 0, most;
     bool ran = false;
     int code;
 
@@ -278,6 +310,15 @@ run_slices(struct serving *serving, struct paml_slice *slices, struct job **jobs
     }
     for (uint32_t i = 0; i < n; i++) {
         rows += slices[i].to - slices[i].from;
+    }
+    most = rows_of_a_run(serving, slices, n);
+    if (rows > most) {
+        /* What they were chosen by didn't know the cap: as many times that as it takes,
+           and half of these first. */
+        run_halves(serving, slices, jobs, n, ((rows - 1) / most + 1) / 2 * most);
+        return;
+    }
+    for (uint32_t i = 0; i < n; i++) {
         if (slices[i].op->session != NULL) {
             paml_session_lend(slices[i].op);
         }
@@ -286,8 +327,9 @@ run_slices(struct serving *serving, struct paml_slice *slices, struct job **jobs
     code =
         paml_batch_gather(batcher, serving->batching, slices, n, &run, serving->error);
     if (code == PAML_OK) {
+        serving->now_ns = paml_now_ns(); /* it may have copied much */
         run.deadline_ns = n == 1 ? jobs[0]->op->deadline_ns : 0;
-        code = timed_run(serving, &run, slices[0].op, rows, n);
+        code = timed_run(serving, &run, slices, rows, n);
         ran = true;
         paml_count(&worker->stats.cells, (uint64_t)batcher->cells);
         paml_count(&worker->stats.real_cells, (uint64_t)batcher->real_cells);
@@ -305,27 +347,19 @@ run_slices(struct serving *serving, struct paml_slice *slices, struct job **jobs
         return;
     }
     paml_outputs_clear(&whole);
-    if (code == PAML_ERR_MEMORY && rows > 1) {
+    if (code == PAML_STOPPED) {
+        keep_wanted(serving, slices, jobs, n); /* none is */
+    } else if (code == PAML_ERR_MEMORY && rows > 1) {
         paml_cost_out_of_memory(
-            &worker->cost, paml_batch_cost_key(serving->batching, slices[0].op), rows);
-        run_halves(serving, slices, jobs, n, rows, true);
+            &worker->cost, paml_batch_cost_key_of(serving->batching, slices, n), rows);
+        run_halves(serving, slices, jobs, n, rows / 2);
     } else if (ran && n > 1) {
-        run_halves(serving, slices, jobs, n, rows, false);
+        run_halves(serving, slices, jobs, n, 0);
     } else {
         for (uint32_t i = 0; i < n; i++) {
             answer_failed(serving, jobs[i], code, serving->error->message);
         }
     }
-}
-
-/* How many rows a run of such ops may have, as far as is known by now. */
-static int64_t
-rows_of_a_run(const struct serving *serving, const struct paml_op *op)
-{
-    int64_t cap = paml_cost_cap(&serving->worker->cost,
-                                paml_batch_cost_key(serving->batching, op));
-
-    return cap < serving->batching->max_rows ? cap : serving->batching->max_rows;
 }
 
 /* A request of more rows than a run may have, slice by slice. */
@@ -336,7 +370,7 @@ run_in_slices(struct serving *serving, struct job *job)
 
     while (!job->answered && slice.from < job->op->rows) {
         int64_t left = job->op->rows - slice.from, to;
-        int64_t max_rows = rows_of_a_run(serving, job->op); /* slices teach it */
+        int64_t max_rows = rows_of_a_run(serving, &slice, 1); /* slices teach it */
         to = slice.from + (left < max_rows ? left : max_rows);
         slice.to = to;
         run_slices(serving, &slice, &job, 1);
@@ -377,6 +411,7 @@ serve_step(struct serving *serving, struct job *job)
 {
     struct paml_op *op = job->op;
     struct paml_steps *steps = op->steps;
+    const struct paml_slice slice = {.op = op, .to = 1};
     struct paml_run run = {.inputs = op->inputs,
                            .n_inputs = op->n_inputs,
                            .n_arguments = op->n_arguments,
@@ -391,7 +426,13 @@ serve_step(struct serving *serving, struct job *job)
         return;
     }
     paml_steps_prepare(steps, op);
-    code = timed_run(serving, &run, op, 1, 1);
+    code = timed_run(serving, &run, &slice, 1, 1);
+    if (code == PAML_STOPPED) {
+        paml_outputs_clear(&op->outputs);
+        tell_watcher(serving, steps, true);
+        answer(serving, job); /* nobody listens */
+        return;
+    }
     if (code == PAML_OK) {
         code = paml_steps_note(steps, &op->outputs, serving->error);
     }
@@ -417,6 +458,7 @@ static void
 serve_alone(struct serving *serving, struct job *job)
 {
     struct paml_op *op = job->op;
+    const struct paml_slice slice = {.op = op, .to = 1};
     struct paml_run run = {.inputs = op->inputs,
                            .n_inputs = op->n_inputs,
                            .n_arguments = op->n_arguments,
@@ -430,8 +472,11 @@ serve_alone(struct serving *serving, struct job *job)
     if (op->session != NULL) {
         paml_session_lend(op);
     }
-    code = timed_run(serving, &run, op, 1, 1);
-    if (code == PAML_OK) {
+    code = timed_run(serving, &run, &slice, 1, 1);
+    if (code == PAML_STOPPED) {
+        paml_outputs_clear(&op->outputs);
+        answer_late(serving, job);
+    } else if (code == PAML_OK) {
         answer_served(serving, job);
     } else {
         answer_failed(serving, job, code, serving->error->message);
@@ -464,7 +509,7 @@ serve_together(struct serving *serving, struct paml_batch *batch)
             slices[i].from = 0;
             slices[i].to = batch->ops[i]->rows;
         }
-        if (n == 1 && jobs[0].op->rows > rows_of_a_run(serving, jobs[0].op)) {
+        if (n == 1 && slices[0].to > rows_of_a_run(serving, slices, 1)) {
             run_in_slices(serving, &jobs[0]);
         } else {
             run_slices(serving, slices, pointers, n);
@@ -493,7 +538,7 @@ fail_hopeless(const struct serving *serving, struct paml_op *op)
 }
 
 /* Thread: worker. GIL: not held. Locks: none. */
-void
+int64_t
 paml_serve_batch(struct paml_worker *worker, void *instance, struct paml_error *error)
 {
     struct paml_model *model = worker->model;
@@ -503,7 +548,7 @@ paml_serve_batch(struct paml_worker *worker, void *instance, struct paml_error *
         .batching = model->batching.max_rows > 0 ? &model->batching : NULL,
         .instance = instance,
         .error = error,
-        .now_ns = paml_now_ns()};
+        .now_ns = batch->taken_ns};
     struct paml_op *op;
 
     while ((op = batch->hopeless) != NULL) {
@@ -514,7 +559,7 @@ paml_serve_batch(struct paml_worker *worker, void *instance, struct paml_error *
         answer(&serving, &job);
     }
     if (batch->n == 0) {
-        return;
+        return serving.now_ns;
     }
     paml_count(&worker->stats.releases[batch->release], 1);
     for (uint32_t i = 0; i < batch->n; i++) {
@@ -526,8 +571,12 @@ paml_serve_batch(struct paml_worker *worker, void *instance, struct paml_error *
         serve_step(&serving, &job);
     } else if (serving.batching != NULL) {
         serve_together(&serving, batch);
+        if (batch->n > 1) {
+            serving.now_ns = paml_now_ns(); /* after many answers */
+        }
     } else {
         struct job job = {.op = batch->ops[0]};
         serve_alone(&serving, &job);
     }
+    return serving.now_ns;
 }

@@ -10,9 +10,11 @@
 
 #include "model.h"
 
-/* Answers every op of worker->batch. Thread: the worker's. GIL: never. Locks: none. */
-void paml_serve_batch(struct paml_worker *worker, void *instance,
-                      struct paml_error *error);
+/* Answers every op of worker->batch. Returns the time, to within what an answer takes:
+   clocks are read no more often than need be. Thread: the worker's. GIL: never. Locks:
+   none. */
+int64_t paml_serve_batch(struct paml_worker *worker, void *instance,
+                         struct paml_error *error);
 
 /* warm_up.c: runs the example a few times, in the sizes and buckets that batches will
    have, so that kernels are picked and costs known before anybody waits. */
@@ -21,8 +23,9 @@ int paml_serve_warm_up(struct paml_worker *worker, void *instance,
                        struct paml_error *error);
 
 /* worker.c: gives an answered op to its mailbox. Before a run rings for those that were
-   answered outside one: nobody else would, for as long as it takes. */
+   answered outside one: nobody else would, for as long as it takes; that takes a while
+   itself. */
 void paml_worker_post(struct paml_worker *worker, struct paml_op *op, int64_t now_ns);
-void paml_worker_before_run(struct paml_worker *worker);
+bool paml_worker_before_run(struct paml_worker *worker); /* whether it did */
 
 #endif

@@ -4,7 +4,7 @@
 #include <string.h>
 
 struct paml_session *
-paml_session_new(uint32_t n_states, const uint32_t *arguments,
+paml_session_new(uint32_t n_states, const uint32_t *arguments, const char *const *names,
                  const struct paml_value *initial)
 {
     struct paml_session *session;
@@ -23,6 +23,10 @@ paml_session_new(uint32_t n_states, const uint32_t *arguments,
             return NULL;
         }
         session->n_states++;
+        if (names[i] != NULL && (session->names[i] = strdup(names[i])) == NULL) {
+            paml_session_unref(session);
+            return NULL;
+        }
     }
     return session;
 }
@@ -35,6 +39,7 @@ paml_session_unref(struct paml_session *session)
         for (uint32_t i = 0; i < session->n_states; i++) {
             paml_value_release(&session->initial[i]);
             paml_value_release(&session->state[i]);
+            free(session->names[i]);
         }
         pthread_mutex_destroy(&session->lock);
         free(session);
@@ -169,15 +174,15 @@ same_kind_of_tensor(const DLTensor *a, const DLTensor *b)
             memcmp(a->shape, b->shape, (size_t)a->ndim * sizeof(int64_t)) == 0);
 }
 
-/* Whether an output before this one begins where it does: one tensor given twice. What
-   the caller does to the one must not reach the state. */
+/* Whether another output begins where this one does: one tensor given twice. What the
+   caller does to the one must not reach the state. */
 static bool
-shares_memory(const struct paml_value *values, uint32_t at)
+shares_memory(const struct paml_value *values, uint32_t count, uint32_t at)
 {
     const DLTensor *tensor = &values[at].tensor;
 
-    for (uint32_t i = 0; i < at; i++) {
-        if (values[i].kind == PAML_TENSOR &&
+    for (uint32_t i = 0; i < count; i++) {
+        if (i != at && values[i].kind == PAML_TENSOR &&
             (const char *)values[i].tensor.data + values[i].tensor.byte_offset ==
                 (const char *)tensor->data + tensor->byte_offset) {
             return true;
@@ -199,25 +204,106 @@ copy_tensor(struct paml_value *value)
     return 0;
 }
 
+/* Where state `k` is among the values of a dict, or 0. */
+static uint32_t
+find_named(const struct paml_session *session, uint32_t k,
+           const struct paml_outputs *outputs)
+{
+    const struct paml_value *key = outputs->values + 1;
+    size_t size = session->names[k] != NULL ? strlen(session->names[k]) : 0;
+
+    for (uint32_t i = 0; i < outputs->values->count; i++, key += 2) {
+        if (key->kind == PAML_STRING && session->names[k] != NULL &&
+            key->string.size == size &&
+            memcmp(key->string.data, session->names[k], size) == 0) {
+            return 2 + 2 * i;
+        }
+    }
+    return 0;
+}
+
+/* Where each state is among the outputs, a flat structure. -1: not all are there. */
+static int
+find_states(const struct paml_session *session, const struct paml_outputs *outputs,
+            uint32_t *found)
+{
+    uint32_t n = session->n_states, kind = outputs->values->kind;
+    uint32_t items = outputs->count > 0 ? outputs->values->count : 0;
+
+    if (outputs->count < n + 1 || items < n) {
+        return -1;
+    }
+    if (kind == PAML_TUPLE || kind == PAML_LIST) {
+        for (uint32_t k = 0; k < n; k++) {
+            found[k] = outputs->count - n + k;
+        }
+        return 0;
+    }
+    if (kind != PAML_DICT || outputs->count != 1 + 2 * items) {
+        return -1; /* a dict in a dict has no end that is seen from here */
+    }
+    for (uint32_t k = 0; k < n; k++) {
+        if ((found[k] = find_named(session, k, outputs)) == 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/* Takes the states, which are elsewhere by now, out of the outputs. */
+static void
+leave_out(struct paml_outputs *outputs, const uint32_t *found, uint32_t n)
+{
+    struct paml_value *values = outputs->values;
+    uint32_t head = values->kind == PAML_DICT ? 2 : 1, kept = 1;
+
+    if (head == 2) {
+        for (uint32_t k = 0; k < n; k++) {
+            values[found[k]].kind = PAML_NONE;
+            values[found[k]].release = NULL;
+            paml_value_release(&values[found[k] - 1]);
+            values[found[k] - 1].kind = PAML_NONE; /* no key is that */
+        }
+        for (uint32_t i = 1; i < outputs->count; i += 2) {
+            if (values[i].kind != PAML_NONE) {
+                values[kept] = values[i];
+                values[kept + 1] = values[i + 1];
+                kept += 2;
+            }
+        }
+    } else {
+        kept = outputs->count - n;
+    }
+    outputs->count = kept;
+    values->count -= n;
+    if (values->count == 1) {
+        /* One output besides the state is no tuple, and no dict. */
+        if (head == 2) {
+            paml_value_release(&values[1]);
+        }
+        outputs->count -= head;
+        memmove(values, values + head, outputs->count * sizeof(*values));
+    }
+}
+
 /* Thread: worker, which has the busy op. Locks: none. */
 int
 paml_session_absorb(struct paml_session *session, struct paml_outputs *outputs,
                     struct paml_error *err)
 {
     struct paml_value *values = outputs->values;
-    uint32_t n = session->n_states, first = outputs->count - n;
+    uint32_t n = session->n_states, found[PAML_STATES_MOST];
 
-    if (outputs->count < n + 1 ||
-        (values->kind != PAML_TUPLE && values->kind != PAML_LIST) ||
-        values->count < n) {
+    if (find_states(session, outputs, found) < 0) {
         return paml_fail(err, PAML_ERR_BACKEND,
                          "the model's outputs don't hold the %u new states of the "
-                         "session: expected a tuple that ends with them",
+                         "session: expected a tuple that ends with them, or a dict "
+                         "that has them under the names of the inputs",
                          n);
     }
     for (uint32_t i = 0; i < n; i++) {
-        if (values[first + i].kind != PAML_TENSOR ||
-            !same_kind_of_tensor(&values[first + i].tensor,
+        if (values[found[i]].kind != PAML_TENSOR ||
+            !same_kind_of_tensor(&values[found[i]].tensor,
                                  &session->initial[i].tensor)) {
             return paml_fail(err, PAML_ERR_BACKEND,
                              "the output that is to be input %u of the session's next "
@@ -226,20 +312,15 @@ paml_session_absorb(struct paml_session *session, struct paml_outputs *outputs,
         }
     }
     for (uint32_t i = 0; i < n; i++) {
-        if (shares_memory(values, first + i) && copy_tensor(&values[first + i]) < 0) {
+        if (shares_memory(values, outputs->count, found[i]) &&
+            copy_tensor(&values[found[i]]) < 0) {
             return paml_fail(err, PAML_ERR_MEMORY, "no memory for a session's state");
         }
     }
     for (uint32_t i = 0; i < n; i++) {
         paml_value_release(&session->state[i]);
-        session->state[i] = values[first + i];
+        session->state[i] = values[found[i]];
     }
-    outputs->count -= n;
-    values->count -= n;
-    if (values->count == 1) {
-        /* One output besides the state is no tuple. */
-        outputs->count--;
-        memmove(values, values + 1, outputs->count * sizeof(*values));
-    }
+    leave_out(outputs, found, n);
     return PAML_OK;
 }

@@ -1,8 +1,9 @@
 /* A session: a stream of requests, one after the other, with state that stays native.
  *
- * Some of the model's inputs are state; what the run gives last, as many tensors, is
- * what they are for the session's next request. Requests of one session run in the
- * order of their submission, those of different sessions share runs.
+ * Some of the model's inputs are state; what the run gives last, as many tensors, or
+ * what it gives under their names, is what they are for the session's next request.
+ * Requests of one session run in the order of their submission, those of different
+ * sessions share runs.
  *
  * Of a session at most one op is in a schedule or in a run: the session is `busy` with
  * it. The others are held, in the session's list; whoever takes the busy op out for
@@ -26,6 +27,7 @@ struct paml_session {
     atomic_int refs;
     uint32_t n_states;
     uint32_t arguments[PAML_STATES_MOST]; /* ascending: which inputs are state */
+    char *names[PAML_STATES_MOST];        /* of those inputs; owned; NULL: none */
     struct paml_value initial[PAML_STATES_MOST];
     struct paml_value state[PAML_STATES_MOST]; /* PAML_NONE: as in the beginning */
     bool restart; /* the maker's: the next request starts from the beginning */
@@ -35,8 +37,9 @@ struct paml_session {
     struct paml_op *first, *last; /* held: next, previous */
 };
 
-/* The tensors are copied. NULL: no memory, or more than there may be. */
+/* The tensors and names are copied. NULL: no memory, or more than there may be. */
 struct paml_session *paml_session_new(uint32_t n_states, const uint32_t *arguments,
+                                      const char *const *names,
                                       const struct paml_value *initial);
 void paml_session_unref(struct paml_session *session);
 
@@ -53,7 +56,8 @@ struct paml_op *paml_session_next(struct paml_session *session, bool fresh);
  */
 void paml_session_lend(struct paml_op *op);
 void paml_session_take_back(struct paml_op *op);
-/* The last outputs become the state. PAML_OK, or PAML_ERR_BACKEND: they can't be. */
+/* The last outputs become the state; of a dict those named as the inputs that they are
+   to be. PAML_OK, or PAML_ERR_BACKEND: they can't be. */
 int paml_session_absorb(struct paml_session *session, struct paml_outputs *outputs,
                         struct paml_error *err);
 

@@ -37,6 +37,7 @@ paml_steps_init(struct paml_steps *steps, struct paml_error *err)
 {
     size_t n_values = (size_t)steps->n_steps * steps->n_values;
 
+    atomic_init(&steps->limit, steps->n_steps);
     atomic_init(&steps->done, 0);
     atomic_init(&steps->stop, false);
     atomic_init(&steps->watcher, NULL);
@@ -84,7 +85,7 @@ paml_steps_ended(const struct paml_steps *steps)
 {
     int64_t done = steps_done(steps);
 
-    if (done == steps->n_steps ||
+    if (done >= atomic_load_explicit(&steps->limit, memory_order_acquire) ||
         atomic_load_explicit(&steps->stop, memory_order_relaxed)) {
         return true;
     }

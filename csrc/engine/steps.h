@@ -2,7 +2,7 @@
  * training run without a trip to Python between two steps.
  *
  * After each run the worker either puts the op back into its queue, behind what waits
- * there, or answers it: when all steps are done, after a stop, or after a failure. What
+ * there, or answers it: at the limit, after a stop, or after a failure. What
  * else waits for the processor therefore gets in between two steps.
  *
  * Inputs of a step are, in this order, `n_columns` numbers (0-d float64 tensors: the
@@ -38,6 +38,9 @@ struct paml_steps {
     bool stop_when_not_finite;
     struct paml_value *batch; /* owned: a buffer for each array */
     double *values;           /* owned: n_steps × n_values; written up to `done` */
+    /* So many may run: the table's rows up to it are there. Release, by the maker,
+       pairs with the worker's acquire. */
+    atomic_int_least64_t limit;
     /* Steps that have ended. Release: pairs with whoever reads `values` up to it. */
     atomic_int_least64_t done;
     atomic_bool stop; /* after the step under way; relaxed, a wish */
@@ -55,7 +58,7 @@ int64_t paml_steps_per_epoch(int64_t epoch_rows, int64_t batch_rows);
 int paml_steps_init(struct paml_steps *steps, struct paml_error *err);
 void paml_steps_destroy(struct paml_steps *steps);
 
-/* Whether nothing is left to do. */
+/* Whether nothing is to be done for now. */
 bool paml_steps_ended(const struct paml_steps *steps);
 
 /* Fills the op's inputs, `n_columns + n_arrays` of them, with the next step's. They

@@ -304,8 +304,14 @@ paml_dtype_name(DLDataType dtype, char *text, size_t size)
     case kDLFloat8_e4m3fn:
         snprintf(text, size, "float8_e4m3fn");
         return text;
+    case kDLFloat8_e4m3fnuz:
+        snprintf(text, size, "float8_e4m3fnuz");
+        return text;
     case kDLFloat8_e5m2:
         snprintf(text, size, "float8_e5m2");
+        return text;
+    case kDLFloat8_e5m2fnuz:
+        snprintf(text, size, "float8_e5m2fnuz");
         return text;
     default:
         snprintf(text, size, "dtype(code=%d, bits=%d, lanes=%d)", dtype.code,

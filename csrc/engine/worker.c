@@ -14,7 +14,9 @@ worker_program(struct paml_worker *worker)
     struct paml_model *model = worker->model;
     struct paml_load_spec spec = {.path = model->path,
                                   .entry = model->entry_name,
-                                  .options = model->backend_options};
+                                  .options = model->backend_options,
+                                  .device = worker->device,
+                                  .threads = model->threads};
     const struct paml_entry *entry;
     struct paml_error error = {0};
     void *program = NULL;
@@ -70,12 +72,14 @@ worker_pay(struct paml_worker *worker)
 }
 
 /* Thread: worker. Locks: none. */
-void
+bool
 paml_worker_before_run(struct paml_worker *worker)
 {
-    if (!worker->debt.guarded) {
-        worker_pay(worker);
+    if (worker->debt.guarded || worker->debt.mailbox == NULL) {
+        return false;
     }
+    worker_pay(worker);
+    return true;
 }
 
 /* Thread: worker. Locks: none. */
@@ -99,13 +103,13 @@ paml_worker_post(struct paml_worker *worker, struct paml_op *op, int64_t now_ns)
     debt->due_ns = now_ns + (grace_ns < GRACE_MOST_NS ? grace_ns : GRACE_MOST_NS);
 }
 
-/* After a run: rings, unless the next one will have ended before it is due.
+/* After a batch: rings, unless the next one will have ended before it is due.
    Thread: worker. Locks: none. */
 static void
-worker_ring(struct paml_worker *worker, int64_t begun_ns)
+worker_ring(struct paml_worker *worker, int64_t begun_ns, int64_t now_ns)
 {
     struct paml_debt *debt = &worker->debt;
-    int64_t now_ns = paml_now_ns(), run_ns = now_ns - begun_ns, next_ns;
+    int64_t run_ns = now_ns - begun_ns, next_ns;
 
     debt->usual_run_ns += (run_ns - debt->usual_run_ns) / 8;
     next_ns = now_ns + (run_ns > debt->usual_run_ns ? run_ns : debt->usual_run_ns);
@@ -206,9 +210,8 @@ worker_serve(struct paml_worker *worker, void *instance, struct paml_error *erro
             continue;
         }
         closed = false;
-        begun_ns = paml_now_ns();
-        paml_serve_batch(worker, instance, error);
-        worker_ring(worker, begun_ns);
+        begun_ns = worker->batch.taken_ns;
+        worker_ring(worker, begun_ns, paml_serve_batch(worker, instance, error));
         if (worker->home != NULL) {
             paml_home_clean(worker->home, worker->debt.usual_run_ns);
         }

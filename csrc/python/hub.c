@@ -5,6 +5,7 @@
 #include "clock.h"
 #include "served.h"
 #include "thread.h"
+#include "stop.h"
 
 /* Callbacks run in one go before the loop gets a turn: bounds the lag of other tasks.
  */
@@ -531,8 +532,9 @@ hub_abandon_all(HubObj *hub)
             request->next = gone; /* freed below: that may run anything */
             gone = request;
         } else {
-            /* A hint: what goes on by itself (steps.h) ends. */
-            atomic_store_explicit(&request->op.given_up, true, memory_order_relaxed);
+            if (!forked) {
+                paml_op_give_up(&request->op, false);
+            }
             future = request->future;
             request->future = NULL;
             expected++;

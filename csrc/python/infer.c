@@ -42,6 +42,39 @@ static const struct request_kind infer_kind = {
     .convert = infer_convert,
 };
 
+/* Of models whose outputs go through Python: what the request keeps is not the model,
+   but what finishes them. */
+static void
+finished_arrived(struct paml_request *request)
+{
+    PyObject *model = request->owner;
+
+    infer_arrived(request);
+    request->owner = Py_XNewRef(paml_model_of(request)->finish);
+    Py_DECREF(model);
+}
+
+static PyObject *
+finished_convert(struct module_state *state, struct paml_request *request)
+{
+    PyObject *outputs = infer_convert(state, request), *finished;
+
+    if (outputs == NULL || request->owner == NULL) {
+        return outputs;
+    }
+    finished = PyObject_CallOneArg(request->owner, outputs);
+    Py_DECREF(outputs);
+    return finished;
+}
+
+static const struct request_kind finished_kind = {
+    .remove = infer_remove,
+    .given_up = infer_given_up,
+    .needs_owner = 1,
+    .arrived = finished_arrived,
+    .convert = finished_convert,
+};
+
 /* --- arguments --- */
 
 /* Inputs of a live module or of call(): opaque to the engine. All stolen but context
@@ -276,6 +309,29 @@ submit(ModelObj *self, struct paml_request *request)
     return NULL;
 }
 
+const char Model_withdraw_doc[] = PyDoc_STR(
+    "_withdraw($self, future, /)\n--\n\n"
+    "Cancel the request if it has not begun. False: it has; it is left as it is.");
+
+PyObject *
+Model_withdraw(ModelObj *self, PyObject *future)
+{
+    if (paml_model_check(self) < 0) {
+        return NULL;
+    }
+    if (!PyObject_TypeCheck(future, self->state->FutureType)) {
+        PyErr_Format(PyExc_TypeError, "future: expected a Future, got %s",
+                     Py_TYPE(future)->tp_name);
+        return NULL;
+    }
+    if (!paml_request_withdraw((FutureObj *)future)) {
+        Py_RETURN_FALSE;
+    }
+    future = PyObject_CallMethod(future, "cancel", NULL);
+    Py_XDECREF(future);
+    return future != NULL ? Py_NewRef(Py_True) : NULL;
+}
+
 const char Model_infer_doc[] = PyDoc_STR(
     "infer($self, /, *inputs, timeout=None, priority=0, **named_inputs)\n--\n\n"
     "Run the model on the inputs: a Future of its outputs.");
@@ -294,12 +350,14 @@ paml_infer(ModelObj *self, struct paml_session *session, PyObject *const *args,
     Py_ssize_t n_keywords = kwnames != NULL ? PyTuple_GET_SIZE(kwnames) : 0, n_named;
     PyObject *few_names[8], *few_named[8], **names = few_names, **named = few_named;
     struct paml_request *request = NULL;
+    const struct request_kind *kind =
+        self->finish != NULL ? &finished_kind : &infer_kind;
     HubObj *hub;
     int status = -1;
 
     if (paml_model_check(self) < 0 ||
         (hub = paml_hub_of_running_loop(self->state)) == NULL ||
-        (request = paml_request_new(self->state, hub, &infer_kind, (PyObject *)self)) ==
+        (request = paml_request_new(self->state, hub, kind, (PyObject *)self)) ==
             NULL) {
         return NULL;
     }

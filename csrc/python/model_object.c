@@ -382,12 +382,29 @@ Model_get_described(ModelObj *self, void *Py_UNUSED(closure))
     return Py_NewRef(self->signature->described);
 }
 
+static PyObject *
+Model_get_finish(ModelObj *self, void *Py_UNUSED(closure))
+{
+    return Py_NewRef(self->finish != NULL ? self->finish : Py_None);
+}
+
+static int
+Model_set_finish(ModelObj *self, PyObject *value, void *Py_UNUSED(closure))
+{
+    PyObject *old = self->finish;
+
+    self->finish = value != NULL && value != Py_None ? Py_NewRef(value) : NULL;
+    Py_XDECREF(old);
+    return 0;
+}
+
 static int
 Model_traverse(ModelObj *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->backend);
     Py_VISIT(self->options);
+    Py_VISIT(self->finish);
     Py_VISIT(self->dict);
     return 0;
 }
@@ -397,6 +414,7 @@ Model_clear(ModelObj *self)
 {
     Py_CLEAR(self->backend);
     Py_CLEAR(self->options);
+    Py_CLEAR(self->finish);
     Py_CLEAR(self->dict);
     return 0;
 }
@@ -468,6 +486,7 @@ static PyMethodDef Model_methods[] = {
      Model_call_doc},
     {"_run_direct", (PyCFunction)(void (*)(void))Model_run_direct, METH_FASTCALL,
      Model_run_direct_doc},
+    {"_withdraw", (PyCFunction)Model_withdraw, METH_O, Model_withdraw_doc},
     {"_stats", (PyCFunction)Model_stats, METH_NOARGS, NULL},
     {"_health", (PyCFunction)Model_health, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
@@ -484,6 +503,7 @@ static PyMemberDef Model_members[] = {
 
 static PyGetSetDef Model_getset[] = {
     {"_described", (getter)Model_get_described, NULL, NULL, NULL},
+    {"_finish", (getter)Model_get_finish, (setter)Model_set_finish, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -34,6 +34,7 @@ typedef struct model_object {
     PyObject *name;
     PyObject *backend; /* capsule */
     PyObject *options; /* what load.options points into, or the Python callable */
+    PyObject *finish;  /* what outputs go through before anybody sees them, or NULL */
     DLDevice *devices;
     int n_devices;
     int closing;
@@ -84,7 +85,9 @@ PyObject *Model_infer(ModelObj *self, PyObject *const *args, Py_ssize_t nargs,
 PyObject *Model_call(ModelObj *self, PyObject *const *args, Py_ssize_t nargs,
                      PyObject *kwnames);
 PyObject *Model_run_direct(ModelObj *self, PyObject *const *args, Py_ssize_t nargs);
-extern const char Model_infer_doc[], Model_call_doc[], Model_run_direct_doc[];
+PyObject *Model_withdraw(ModelObj *self, PyObject *future);
+extern const char Model_withdraw_doc[], Model_infer_doc[], Model_call_doc[],
+    Model_run_direct_doc[];
 
 /* How many ops wait and for how long the oldest has, and who runs: model_stats.c.
    paml_totals_fold() lets go of models that were replaced and have ended, keeping

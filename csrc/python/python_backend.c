@@ -140,6 +140,21 @@ call_in_context(const struct paml_value *inputs)
     return result;
 }
 
+/* A coroutine would never be awaited: nobody does here. GIL: held. */
+static PyObject *
+refuse_coroutine(PyObject *result)
+{
+    PyObject *closed = PyObject_CallMethod(result, "close", NULL);
+
+    Py_XDECREF(closed);
+    PyErr_Clear();
+    Py_DECREF(result);
+    PyErr_SetString(PyExc_TypeError,
+                    "the callable returned a coroutine: await it directly, on the "
+                    "loop, or run it within the call (asyncio.run)");
+    return NULL;
+}
+
 static int
 python_run(void *instance, struct paml_run *run, struct paml_error *err)
 {
@@ -153,6 +168,9 @@ python_run(void *instance, struct paml_run *run, struct paml_error *err)
     }
     PyEval_RestoreThread(self->thread_state);
     result = call_in_context(run->inputs);
+    if (result != NULL && PyCoro_CheckExact(result)) {
+        result = refuse_coroutine(result);
+    }
     if (result == NULL) {
         result = take_exception();
         describe_exception(result, err);

@@ -6,6 +6,7 @@
 #include "mailbox.h"
 #include "served.h"
 #include "session.h"
+#include "stop.h"
 #include "thread.h"
 
 void
@@ -194,7 +195,7 @@ paml_request_refuse(struct paml_request *request, int code, const char *message)
     paml_request_free(request);
 }
 
-/* Thread: the loop's. GIL: held. Locks: the queue's, briefly. */
+/* Thread: the loop's. GIL: held. Locks: the queue's, then a worker's, briefly. */
 void
 paml_request_give_up(struct paml_request *request, int code)
 {
@@ -213,14 +214,33 @@ paml_request_give_up(struct paml_request *request, int code)
         return;
     }
     /* It runs, or has run: the hub keeps the request until the op is back. */
-    if (code == PAML_OK) { /* a deadline the worker sees by itself, and counts */
-        atomic_store_explicit(&request->op.given_up, true, memory_order_relaxed);
+    if (!paml_threads_forked()) {
+        paml_op_give_up(&request->op, code == PAML_ERR_DEADLINE);
     }
     if (request->hub != NULL) {
         paml_deadline_remove(request->hub, request);
     }
     request->future = NULL;
     Py_DECREF(future);
+}
+
+/* Thread: the loop's. GIL: held. Locks: the queue's, briefly. */
+int
+paml_request_withdraw(FutureObj *future)
+{
+    struct paml_request *request = future->request;
+
+    if (request == NULL || future->status != FUTURE_PENDING || paml_threads_forked() ||
+        !request->kind->remove(request)) {
+        return 0;
+    }
+    future->request = NULL;
+    if (request->kind->given_up != NULL) {
+        request->kind->given_up(request, PAML_OK);
+    }
+    request_land(request);
+    paml_request_free(request);
+    return 1;
 }
 
 void

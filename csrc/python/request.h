@@ -88,6 +88,10 @@ void paml_request_refuse(struct paml_request *request, int code, const char *mes
    taken back, work that runs is left to end unheard. */
 void paml_request_give_up(struct paml_request *request, int code);
 
+/* Takes a request back that has not begun: 1, and its future is nobody's then (cancel
+   it). 0: it has begun, or ended, and goes on as it was. */
+int paml_request_withdraw(FutureObj *future);
+
 /* The exception for an op's code and message: a new reference, never NULL. */
 PyObject *paml_request_error(struct paml_request *request);
 PyObject *paml_deadline_error(struct module_state *state, int64_t timeout_ns);

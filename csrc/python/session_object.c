@@ -53,6 +53,7 @@ static struct paml_session *
 make_session(ModelObj *model, PyObject *states)
 {
     uint32_t arguments[PAML_STATES_MOST], n = 0;
+    const char *names[PAML_STATES_MOST];
     struct paml_value values[PAML_STATES_MOST];
     struct paml_session *session = NULL;
     struct paml_request request;
@@ -78,7 +79,11 @@ make_session(ModelObj *model, PyObject *states)
         arguments[at] = argument;
         values[at] = request.op.inputs[n++];
     }
-    session = paml_session_new(n, arguments, values);
+    for (uint32_t i = 0; i < n; i++) {
+        const struct input_spec *spec = &model->signature->inputs[arguments[i]];
+        names[i] = spec->name != NULL ? spec->utf8 : NULL;
+    }
+    session = paml_session_new(n, arguments, names, values);
     if (session == NULL) {
         PyErr_NoMemory();
     }

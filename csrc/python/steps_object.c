@@ -304,6 +304,28 @@ Steps_start(StepsObj *self, PyObject *args, PyObject *kwargs)
     return (PyObject *)future;
 }
 
+PyDoc_STRVAR(Steps_limit_doc,
+             "limit($self, steps, /)\n--\n\n"
+             "Let so many steps run and no more: the table's rows for them are there.\n"
+             "A run that gets there ends, unless the limit is raised before.");
+
+static PyObject *
+Steps_limit(StepsObj *self, PyObject *argument)
+{
+    long long limit = PyLong_AsLongLong(argument);
+
+    if ((limit == -1 && PyErr_Occurred()) || steps_check(self) < 0) {
+        return NULL;
+    }
+    if (limit < 0 || limit > self->steps.n_steps) {
+        PyErr_Format(PyExc_ValueError, "steps: expected 0 to %lld",
+                     (long long)self->steps.n_steps);
+        return NULL;
+    }
+    atomic_store_explicit(&self->steps.limit, limit, memory_order_release);
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(Steps_stop_doc, "stop($self, /)\n--\n\n"
                              "End the run after the step under way.");
 
@@ -463,6 +485,7 @@ Steps_dealloc(StepsObj *self)
 static PyMethodDef Steps_methods[] = {
     {"start", (PyCFunction)(void (*)(void))Steps_start, METH_VARARGS | METH_KEYWORDS,
      Steps_start_doc},
+    {"limit", (PyCFunction)Steps_limit, METH_O, Steps_limit_doc},
     {"stop", (PyCFunction)Steps_stop, METH_NOARGS, Steps_stop_doc},
     {"watch", (PyCFunction)Steps_watch, METH_VARARGS, Steps_watch_doc},
     {"values", (PyCFunction)Steps_values, METH_VARARGS, Steps_values_doc},

@@ -169,6 +169,9 @@ copy_buffer(struct paml_value *value, Py_buffer *view, DLDataType dtype)
     return PyBuffer_ToContiguous(value->tensor.data, view, view->len, 'C');
 }
 
+static int append_small_floats(struct module_state *, struct paml_request *, PyObject *,
+                               const struct input_name *);
+
 static int
 append_buffer(struct module_state *state, struct paml_request *request,
               PyObject *object, const struct input_name *name)
@@ -180,6 +183,18 @@ append_buffer(struct module_state *state, struct paml_request *request,
     int64_t *strides;
 
     if (PyObject_GetBuffer(object, &view, PyBUF_RECORDS_RO) < 0) {
+        PyObject *type, *error, *traceback;
+        int status;
+
+        PyErr_Fetch(&type, &error, &traceback);
+        status = append_small_floats(state, request, object, name);
+        if (status <= 0) {
+            Py_XDECREF(type);
+            Py_XDECREF(error);
+            Py_XDECREF(traceback);
+            return status;
+        }
+        PyErr_Restore(type, error, traceback);
         return paml_input_refuse(PyExc_TypeError, name,
                                  "a %s lends no memory that is understood",
                                  Py_TYPE(object)->tp_name);
@@ -240,6 +255,49 @@ append_buffer(struct module_state *state, struct paml_request *request,
 fail:
     PyBuffer_Release(&view);
     return -1;
+}
+
+/* An array of a dtype of ml_dtypes', which neither the buffer protocol nor numpy's
+   DLPack has: lent as bits. 1: the object is none. */
+static int
+append_small_floats(struct module_state *state, struct paml_request *request,
+                    PyObject *object, const struct input_name *name)
+{
+    static const struct {
+        const char *name, *bits;
+        DLDataType dtype;
+    } known[] = {
+        {"bfloat16", "u2", {kDLBfloat, 16, 1}},
+        {"float8_e4m3fn", "u1", {kDLFloat8_e4m3fn, 8, 1}},
+        {"float8_e4m3fnuz", "u1", {kDLFloat8_e4m3fnuz, 8, 1}},
+        {"float8_e5m2", "u1", {kDLFloat8_e5m2, 8, 1}},
+        {"float8_e5m2fnuz", "u1", {kDLFloat8_e5m2fnuz, 8, 1}},
+    };
+    PyObject *dtype = PyObject_GetAttrString(object, "dtype"), *view = NULL;
+    PyObject *text = dtype != NULL ? PyObject_GetAttrString(dtype, "name") : NULL;
+    uint32_t at = request->op.n_inputs;
+    int status = 1;
+
+    if (text != NULL && PyUnicode_Check(text)) {
+        for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
+            if (PyUnicode_CompareWithASCIIString(text, known[i].name) != 0) {
+                continue;
+            }
+            view = PyObject_CallMethod(object, "view", "s", known[i].bits);
+            status = view != NULL ? append_buffer(state, request, view, name) : -1;
+            if (status == 0) {
+                request->op.inputs[at].tensor.dtype = known[i].dtype;
+            }
+            break;
+        }
+    }
+    Py_XDECREF(dtype);
+    Py_XDECREF(text);
+    Py_XDECREF(view);
+    if (status == 1) {
+        PyErr_Clear();
+    }
+    return status;
 }
 
 /* --- DLPack --- */

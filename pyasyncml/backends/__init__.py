@@ -73,7 +73,7 @@ def devices() -> list[Device]:
     Loads the frameworks that are installed: call it from `call` where that matters.
     """
     found = []
-    for backend in ("torch", "xla"):
+    for backend in ("torch", "onnxruntime", "tensorflow", "xla"):
         try:
             capsule = load_backend(backend)
         except LoadError as error:

@@ -42,12 +42,38 @@ def capsule() -> Any:
 
     Raises `LoadError` where torch or a compiler is missing.
     """
+    return _native().capsule
+
+
+def graph(description: Any, keep: Any) -> Any:
+    """A graph as `pyasyncml.export` describes it, as the options of a model.
+
+    `keep` lives as long as anything that runs the graph. Raises `LoadError`.
+    """
+    try:
+        return _native().graph(description, keep)
+    except ValueError as error:
+        raise LoadError(str(error)) from None
+
+
+def with_weights(graph: Any, tensors: Any) -> Any:
+    """The same graph over other tensors of the same kinds, in the order of its
+    constants; the tensors live as long as anything that runs it. Raises `LoadError`."""
+    try:
+        return _native().with_weights(
+            graph, [tensor._cdata for tensor in tensors], tensors
+        )
+    except ValueError as error:
+        raise LoadError(str(error)) from None
+
+
+def _native() -> ModuleType:
     with _lock:
         module = sys.modules.get(_MODULE)
         if module is None:
             torch = _require_torch()
             module = _import(_build(torch, force=False), torch)
-        return module.capsule
+        return module
 
 
 def build(force: bool = False) -> Path:

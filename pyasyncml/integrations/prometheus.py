@@ -150,8 +150,9 @@ class PrometheusCollector:
     - `pyasyncml_pending_rows`: `nv_inference_pending_request_count`, but in rows
 
     Without an equal there: `pyasyncml_inline_requests_total` (requests that were run
-    where `infer` was called; in the above as any other), `pyasyncml_parked_rows` (those of the pending rows that are
-    past the queue's bound), `pyasyncml_pending_bytes`, `pyasyncml_running` (instances),
+    where `infer` was called; in the above as any other), `pyasyncml_parked_rows` (those
+    of the pending rows that are past the queue's bound), `pyasyncml_pending_bytes`,
+    `pyasyncml_running` (instances),
     `pyasyncml_batch_release_total` (runs by the `reason` why they began, see `Stats`),
     `pyasyncml_input_cells_total` and `pyasyncml_padding_cells_total` (elements of
     inputs that may be padded, and the padding among them), `pyasyncml_healthy` (0 or

@@ -295,6 +295,36 @@ waiting_for_company_spends_half_of_the_time_at_most(void)
     scene_drop(scene);
 }
 
+/* Only the head's deadline was looked at, and of lower priority there may be tighter
+   ones. */
+static void
+any_members_deadline_shortens_the_wait(void)
+{
+    struct scene *scene = scene_with_delay(8, 10 * SECOND);
+    struct paml_op *head = add_urgent(scene, 1, 2, 5, 0), *tight, *tighter;
+    int64_t begun_ns = scene->now_ns;
+
+    expect_nothing(scene);
+    CHECK(scene->batch.wait_until_ns == begun_ns + 10 * SECOND);
+    tight = add_urgent(scene, 1, 2, 0, 4 * SECOND);
+    expect_nothing(scene);
+    CHECK(scene->batch.wait_until_ns == begun_ns + 2 * SECOND);
+    tighter = add_urgent(scene, 1, 2, -1, 2 * SECOND);
+    expect_nothing(scene);
+    CHECK(scene->batch.wait_until_ns == begun_ns + SECOND);
+    /* It leaves, and with it its hurry. */
+    paml_schedule_remove(&scene->schedule, tighter);
+    expect_nothing(scene);
+    CHECK(scene->batch.wait_until_ns == begun_ns + 2 * SECOND);
+    scene->now_ns = begun_ns + 2 * SECOND;
+    EXPECT(scene, DELAY, head, tight);
+    head = add_op(scene, 1, 2);
+    expect_nothing(scene);
+    CHECK(scene->batch.wait_until_ns == scene->now_ns + 10 * SECOND);
+    paml_schedule_remove(&scene->schedule, head);
+    scene_drop(scene);
+}
+
 /* --- padding --- */
 
 static void
@@ -537,6 +567,7 @@ main(void)
     RUN(worker_waits_for_the_earliest_of_the_groups);
     RUN(closing_releases_everything);
     RUN(waiting_for_company_spends_half_of_the_time_at_most);
+    RUN(any_members_deadline_shortens_the_wait);
     RUN(similar_lengths_go_together_most_urgent_first);
     RUN(nearest_lengths_fill_the_batch_and_the_others_keep_their_order);
     RUN(padding_adds_no_more_than_a_third);

@@ -8,7 +8,7 @@ waiting_rows(const struct scene *scene, const bool *waits)
 
     for (int i = 0; i < scene->n_made; i++) {
         rows += waits[i] && scene->made[i]->op.place != PAML_PARKED
-                    ? scene->made[i]->op.rows
+                    ? paml_op_places(&scene->made[i]->op)
                     : 0;
     }
     return rows;

@@ -5,12 +5,15 @@
 
 #include "device.h"
 #include "errors.h"
-#include "instance.h"
+#include "graph_program.h"
 #include "program.h"
+#include "served.h"
 
-using pyasyncml::Instance;
+using pyasyncml::GraphProgram;
 using pyasyncml::Program;
 using pyasyncml::report;
+using pyasyncml::ServedInstance;
+using pyasyncml::ServedProgram;
 
 extern "C" {
 
@@ -19,11 +22,18 @@ static int
 torch_load(const struct paml_load_spec *spec, void **program,
            struct paml_error *err) noexcept
 {
-    if (spec->path == nullptr) {
-        return paml_fail(err, PAML_ERR_LOAD, "the torch backend needs a file");
+    if (spec->path == nullptr && spec->options == nullptr) {
+        return paml_fail(err, PAML_ERR_LOAD,
+                         "the torch backend needs a file or a graph");
     }
     try {
-        *program = new Program(spec->path, spec->entry);
+        ServedProgram *made;
+        if (spec->path != nullptr) {
+            made = new Program(spec->path, spec->entry);
+        } else {
+            made = new GraphProgram(spec->options);
+        }
+        *program = made;
         return PAML_OK;
     } catch (...) {
         return report(err, PAML_ERR_LOAD);
@@ -33,13 +43,13 @@ torch_load(const struct paml_load_spec *spec, void **program,
 static void
 torch_unload(void *program) noexcept
 {
-    delete static_cast<Program *>(program);
+    delete static_cast<ServedProgram *>(program);
 }
 
 static const struct paml_entry *
 torch_describe(void *program) noexcept
 {
-    return static_cast<Program *>(program)->entry();
+    return static_cast<ServedProgram *>(program)->entry();
 }
 
 static int
@@ -47,7 +57,8 @@ torch_open(void *program, DLDevice device, int threads, void **instance,
            struct paml_error *err) noexcept
 {
     try {
-        *instance = new Instance(*static_cast<Program *>(program), device, threads);
+        *instance =
+            static_cast<ServedProgram *>(program)->open(device, threads).release();
         return PAML_OK;
     } catch (...) {
         return report(err, PAML_ERR_LOAD);
@@ -58,7 +69,7 @@ static int
 torch_run(void *instance, struct paml_run *run, struct paml_error *err) noexcept
 {
     try {
-        static_cast<Instance *>(instance)->run(run);
+        static_cast<ServedInstance *>(instance)->run(run);
         return PAML_OK;
     } catch (...) {
         return report(err, PAML_ERR_BACKEND);
@@ -68,7 +79,7 @@ torch_run(void *instance, struct paml_run *run, struct paml_error *err) noexcept
 static void
 torch_close(void *instance) noexcept
 {
-    delete static_cast<Instance *>(instance);
+    delete static_cast<ServedInstance *>(instance);
 }
 
 /* Thread: any. GIL: either way. */
@@ -95,6 +106,7 @@ const struct paml_backend paml_torch_backend = {
     .close = torch_close,
     .devices = torch_devices,
     .computes = 1,
+    .stop = nullptr,
 };
 
 } // extern "C"

@@ -40,6 +40,12 @@ class Queue {
         return stream_;
     }
 
+    /* The stream as the device's own library knows it. */
+    void *native_handle() const
+    {
+        return stream_.native_handle();
+    }
+
     /* What was enqueued on the device's default stream until now comes first: that is
        where inputs handed over on the device were made, as far as anybody can tell. */
     void follow_default_stream();

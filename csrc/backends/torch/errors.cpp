@@ -68,7 +68,7 @@ speaks_of_memory(std::string_view text)
     return false;
 }
 
-/* `  File "code/x.py", line 3, in forward` -> `forward, line 3` */
+/* `  File "code/x.py", line 3, in forward` -> `code/x.py:3, in forward` */
 std::string
 place_of(std::string_view line)
 {
@@ -78,12 +78,16 @@ place_of(std::string_view line)
         function < number) {
         return {};
     }
-    return std::string(trim(line.substr(function + 5))) +
-           std::string(line.substr(number, function - number));
+    const std::string_view file = trim(line.substr(0, number)); /* File "…" */
+    const size_t quote = file.find('"');
+    return std::string(file.substr(quote + 1, file.size() - quote - 2)) + ":" +
+           std::string(line.substr(number + 7, function - number - 7)) + ", in " +
+           std::string(trim(line.substr(function + 5)));
 }
 
 /* Traced programs carry Python's frames instead, the innermost first:
-   `torch/nn/modules/linear.py(134): forward` -> `forward, line 134`; else empty. */
+   `torch/nn/modules/linear.py(134): forward` ->
+   `torch/nn/modules/linear.py:134, in forward`; else empty. */
 std::string
 traced_place_of(std::string_view line)
 {
@@ -95,8 +99,9 @@ traced_place_of(std::string_view line)
             std::string_view::npos) {
         return {};
     }
-    return std::string(trim(line.substr(end + 3))) + ", line " +
-           std::string(line.substr(begin + 1, end - begin - 1));
+    return std::string(trim(line.substr(0, begin))) + ":" +
+           std::string(line.substr(begin + 1, end - begin - 1)) + ", in " +
+           std::string(trim(line.substr(end + 3)));
 }
 
 int

@@ -289,6 +289,12 @@ InputReader::read(const Argument &argument)
 }
 
 c10::IValue
+InputReader::read_part(const Argument &argument)
+{
+    return convert(next(), argument.type, {nullptr, argument.name, 0, &argument});
+}
+
+c10::IValue
 InputReader::convert(const struct paml_value &value, const c10::TypePtr &type,
                      const Where &where)
 {

@@ -52,6 +52,25 @@ class InputReader {
     /* The next value for this argument; its default where it was left out. */
     c10::IValue read(const Argument &argument);
 
+    /* The next value, which must be there, for this argument or part of one. */
+    c10::IValue read_part(const Argument &argument);
+
+    /* The next value as it came: a container. */
+    const struct paml_value &next();
+
+    bool at_end() const
+    {
+        return at_ == end_;
+    }
+
+    /* Whether what comes next stands for an input that was left out; steps over it. */
+    bool skip_absent()
+    {
+        const bool absent = at_->kind == PAML_NONE && at_->count == PAML_ABSENT;
+        at_ += absent;
+        return absent;
+    }
+
     /* An input came on the device rather than in host memory. */
     bool saw_device() const
     {
@@ -61,7 +80,6 @@ class InputReader {
   private:
     struct Where;
 
-    const struct paml_value &next();
     c10::IValue convert(const struct paml_value &value, const c10::TypePtr &type,
                         const Where &where);
     c10::IValue convert_any(const struct paml_value &value, const Where &where);

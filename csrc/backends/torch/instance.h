@@ -1,7 +1,4 @@
-/* What one worker needs to run an entry alone.
- *
- * Owner: the engine, from open() to close(). Thread: the worker that opened it, which
- * never holds the GIL. */
+/* One worker's side of a TorchScript program; see served.h. */
 #ifndef PAML_TORCH_INSTANCE_H
 #define PAML_TORCH_INSTANCE_H
 
@@ -13,14 +10,15 @@
 #include "device.h"
 #include "inputs.h"
 #include "program.h"
+#include "served.h"
 
 namespace pyasyncml {
 
-class Instance {
+class Instance : public ServedInstance {
   public:
     Instance(Program &program, DLDevice device, int threads);
 
-    void run(struct paml_run *run);
+    void run(struct paml_run *run) override;
 
   private:
     void check_count(const struct paml_run &run) const;

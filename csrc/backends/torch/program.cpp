@@ -12,6 +12,7 @@
 
 #include "errors.h"
 #include "inputs.h"
+#include "instance.h"
 #include "writes.h"
 
 namespace pyasyncml {
@@ -161,6 +162,12 @@ Program::Program(const char *path, const char *entry)
     name_ = method.name();
     writes_ = writes_of(method);
     describe();
+}
+
+std::unique_ptr<ServedInstance>
+Program::open(DLDevice device, int threads)
+{
+    return std::make_unique<Instance>(*this, device, threads);
 }
 
 void

@@ -7,6 +7,7 @@
 #define PAML_TORCH_PROGRAM_H
 
 #include <map>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -17,6 +18,7 @@
 #include <c10/core/Device.h>
 
 #include "backend.h"
+#include "served.h"
 
 namespace pyasyncml {
 
@@ -36,7 +38,7 @@ struct Writes {
     bool inputs = false;        /* x.mul_(2) */
 };
 
-class Program {
+class Program : public ServedProgram {
   public:
     /* Reads an archive into host memory. Thread: any; takes no GIL. Throws. */
     Program(const char *path, const char *entry);
@@ -48,10 +50,12 @@ class Program {
        other's state. Thread: any. Locks: copies_lock_. */
     ObjectPtr module_for(c10::Device device);
 
-    const struct paml_entry *entry() const
+    const struct paml_entry *entry() const override
     {
         return &entry_;
     }
+
+    std::unique_ptr<ServedInstance> open(DLDevice device, int threads) override;
 
     torch::jit::Function &function() const
     {

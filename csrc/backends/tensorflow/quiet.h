@@ -1,0 +1,26 @@
+/* TensorFlow says on stderr that it is there, and what it reads. It isn't asked to,
+ * unless PYASYNCML_LOG=debug asks.
+ *
+ * Its log level comes from the environment when its library is loaded. One message
+ * comes before even that is read, from a static initialiser: that oneDNN's kernels are
+ * on, which TF_ENABLE_ONEDNN_OPTS=0 would silence by turning them off. So for the 20 ms
+ * that the part of the library with that initialiser takes to load, descriptor 2 is a
+ * file in memory; what others have written there meanwhile is written out afterwards.
+ * (Exchanging C's `stderr` instead isn't enough: the C++ library's std::cerr would be
+ * made of it for good.)
+ */
+#ifndef PAML_TF_QUIET_H
+#define PAML_TF_QUIET_H
+
+#include <stdbool.h>
+
+struct paml_tf_quiet {
+    bool set_level;
+    int stderr_before, captured; /* descriptors; -1: nothing is captured */
+};
+
+/* Around the loading of the library. Thread: any, one at a time. */
+void paml_tf_quiet_begin(struct paml_tf_quiet *quiet);
+void paml_tf_quiet_end(struct paml_tf_quiet *quiet);
+
+#endif

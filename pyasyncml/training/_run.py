@@ -1,0 +1,284 @@
+"""A training run: its state, and those who watch it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
+from typing import Any
+
+from .._core import Future, Steps
+from ._history import Epoch, History, Progress
+
+#: Seconds between two reports, at least: nobody reads faster, and each wakes the loop.
+_INTERVAL = 0.02
+
+
+class TrainingRun:
+    """A run of `Trainer.fit`, under way since the call, like an `asyncio.Task`.
+
+    ``await run`` gives its `History`, or raises what went wrong; cancelling whoever
+    awaits it cancels the run, which ends after the step under way. ``async for progress
+    in run`` gives `Progress`; an iteration slower than the training misses reports, and
+    never slows it, but gets the last. A failure is raised in the iteration too.
+    """
+
+    def __init__(self, steps: int | None) -> None:
+        self._names: tuple[str, ...] = ()
+        self._total = steps
+        self._began = self._reported = time.monotonic()
+        self._at_report = 0
+        self._rate = 0.0
+        self._epoch = 0
+        self._validation: dict[str, float] = {}
+        self._losses: list[float] = []
+        self._metrics: dict[str, list[float]] = {}
+        self._epochs: list[Epoch] = []
+        self._latest: Progress | None = None
+        self._version = 0
+        self._waiting: set[asyncio.Future[None]] = set()  # those who iterate
+        self._listening: asyncio.Future[None] | None = None
+        self._listeners = 0
+        self._paused = False
+        self._stopped = False
+        self._gate: asyncio.Future[None] | None = None
+        self._steps: Steps | None = None
+        self._task: asyncio.Task[History]
+        self._bar: asyncio.Task[None] | None = None  # kept from being collected
+
+    def _start(self, main: Coroutine[Any, Any, History]) -> None:
+        self._task = asyncio.get_running_loop().create_task(main)
+        self._task.add_done_callback(lambda task: self._tell())
+
+    # --- for whoever trains ---
+
+    def __await__(self) -> Generator[Any, None, History]:
+        return self._task.__await__()
+
+    @property
+    def steps(self) -> int | None:
+        """How many there will be; None where the data doesn't say."""
+        return self._total
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return self._task.get_loop()
+
+    def done(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        return self._task.done()
+
+    @property
+    def paused(self) -> bool:
+        """Whether `pause` was called and `resume` wasn't since."""
+        return self._paused
+
+    def pause(self) -> None:
+        """Begin no further step until `resume`; the one under way ends."""
+        self._paused = True
+        self.interrupt()
+
+    def resume(self) -> None:
+        """Go on after a `pause`."""
+        self._paused = False
+        self._open()
+
+    def cancel(self) -> bool:
+        """End after the step under way: awaiting the run raises `CancelledError` then.
+
+        The trainer and what it trains are as after that step. False: it has ended.
+        """
+        return self._task.cancel()
+
+    def __aiter__(self) -> AsyncIterator[Progress]:
+        return self._reports()
+
+    async def _reports(self) -> AsyncIterator[Progress]:
+        seen = 0
+        self._listeners += 1
+        if self._listening is not None and not self._listening.done():
+            self._listening.set_result(None)
+        try:
+            while True:
+                if self._version > seen and self._latest is not None:
+                    seen = self._version
+                    yield self._latest
+                elif self._task.done():
+                    break
+                else:
+                    await self._news()
+        finally:
+            self._listeners -= 1
+        if not self._task.cancelled():
+            self._task.result()
+
+    # --- for whoever drives it ---
+
+    @property
+    def losses(self) -> list[float]:
+        return self._losses
+
+    def expect(self, values: Sequence[str]) -> None:
+        """What a step gives: the loss and metrics of these names."""
+        if not self._names:
+            self._names = tuple(values)
+            self._metrics = {name: [] for name in self._names[1:]}
+
+    def record(self, rows: Sequence[Sequence[float]]) -> None:
+        """More steps have ended, with these values."""
+        for row in rows:
+            self._losses.append(row[0])
+            for name, value in zip(self._names[1:], row[1:], strict=True):
+                self._metrics[name].append(value)
+
+    def report(self, epoch: int) -> None:
+        """Tells those who iterate about the last step."""
+        self._epoch = epoch
+        now = time.monotonic()
+        steps = len(self._losses)
+        if steps == 0:
+            return
+        if steps > self._at_report:
+            seconds = max(now - self._reported, 1e-9)
+            self._rate = (steps - self._at_report) / seconds
+            self._reported, self._at_report = now, steps
+        self._latest = Progress(
+            epoch,
+            steps,
+            self._total,
+            self._losses[-1],
+            {name: values[-1] for name, values in self._metrics.items()},
+            self._validation,
+            self._rate,
+        )
+        self._version += 1
+        self._tell()
+
+    def end_epoch(
+        self, epoch: int, first: int, last: int, validation: dict[str, float]
+    ) -> Epoch:
+        """The steps [first, last) were an epoch, or what this run had of it."""
+        self._validation = validation
+
+        def mean(values: list[float]) -> float:
+            return math.fsum(values[first:last]) / (last - first)
+
+        ended = Epoch(
+            epoch,
+            last - first,
+            mean(self._losses),
+            {name: mean(values) for name, values in self._metrics.items()},
+            validation,
+        )
+        self._epochs.append(ended)
+        return ended
+
+    def history(self) -> History:
+        return History(
+            self._losses,
+            self._metrics,
+            self._epochs,
+            time.monotonic() - self._began,
+            self._stopped,
+        )
+
+    def stop(self) -> None:
+        """No epoch follows."""
+        self._stopped = True
+
+    @property
+    def stopped(self) -> bool:
+        return self._stopped
+
+    def go_on(self) -> None:
+        """Nobody asks for it to hold still any more."""
+        self._open()
+
+    async def gate(self, may_go: Callable[[], bool]) -> None:
+        """Returns once nobody has paused the run or asked for it to hold still."""
+        while self._paused or not may_go():
+            self._gate = asyncio.get_running_loop().create_future()
+            await self._gate
+
+    def _open(self) -> None:
+        if self._gate is not None and not self._gate.done():
+            self._gate.set_result(None)
+
+    def interrupt(self) -> None:
+        """Ends the steps after the one under way, to go on from there."""
+        if self._steps is not None:
+            self._steps.stop()
+
+    async def run_steps(
+        self, steps: Steps, priority: int, epoch_of: Callable[[int], int]
+    ) -> None:
+        """Runs what is left of the steps, to the end or to an interruption. Whatever
+        happens, no step is under way afterwards, and those that ended are recorded."""
+        recorded = steps.done
+
+        def record() -> None:
+            nonlocal recorded
+            if (done := steps.done) > recorded:
+                self.record(steps.values(recorded, done))
+                recorded = done
+                self.report(epoch_of(done))
+
+        self._steps = steps
+        running = steps.start(priority)
+        watch: Future[int] | None = None
+        try:
+            while not running.done():
+                if self._listeners > 0:
+                    watch = steps.watch(recorded, _INTERVAL)
+                await self._first_of(running, watch)
+                if watch is not None and watch.done():
+                    record()
+        finally:
+            steps.stop()
+            cancelled = await settled(running)
+            self._steps = None
+            if watch is not None:
+                watch.cancel()
+            record()
+            if not running.cancelled():
+                running.exception()  # seen, also where a cancellation goes first
+        running.result()
+        if cancelled is not None:
+            raise cancelled
+
+    async def _first_of(self, running: Future[int], watch: Future[int] | None) -> None:
+        """Returns when either is done, or when somebody begins to iterate."""
+        self._listening = asyncio.get_running_loop().create_future()
+        try:
+            waiting: list[Any] = [running, self._listening]
+            await asyncio.wait(
+                waiting if watch is None else [*waiting, watch],
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            self._listening.cancel()
+
+    async def _news(self) -> None:
+        waiting = asyncio.get_running_loop().create_future()
+        self._waiting.add(waiting)
+        try:
+            await waiting
+        finally:
+            self._waiting.discard(waiting)
+
+    def _tell(self) -> None:
+        for waiting in self._waiting:
+            if not waiting.done():
+                waiting.set_result(None)
+
+
+async def settled(future: Future[Any]) -> asyncio.CancelledError | None:
+    """Waits for the future, however often the task is cancelled meanwhile."""
+    cancelled = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    return cancelled

@@ -1,0 +1,356 @@
+"""A torch module's training step as the driver needs it (_program.py)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from .._call import call
+from .._core import Steps
+from .._weights import copy_of, detach_models
+from ..backends import parse_devices
+from ..errors import InputError
+from ..export._lower import lower, make_graph_model
+from ..model import Model
+from . import _data
+from ._checkpoint import (
+    load_checkpoint,
+    restore_checkpoint,
+    save_checkpoint,
+    take_checkpoint,
+)
+from ._optimizers import rules_of
+from ._program import numbers
+from ._schedule import Schedule, check_scheduler, varying
+from ._torch_evaluation import Mean, TracedEvaluation, trace_evaluation
+from ._torch_step import TracedStep, check_options, trace_step
+
+#: Batches of a validation that are submitted ahead.
+_PREFETCH = 4
+
+
+async def _served(
+    graph_module: Any,
+    bound: Mapping[str, torch.Tensor],
+    names: Sequence[str],
+    name: str,
+    **options: Any,
+) -> Model:
+    """A running model of a traced graph over live tensors."""
+    common = {key: options.pop(key) for key in ("threads", "devices") if key in options}
+    graph = await call(lower, graph_module, bound=bound, names=names, **options)
+    common.setdefault("devices", parse_devices(graph.device))
+    model = make_graph_model(graph, name=name, **common)
+    try:
+        await model._start()
+    except BaseException:
+        model._abort()
+        raise
+    return model
+
+
+class TorchProgram:
+    """One step of a module, its loss and its optimizer; see `Trainer`."""
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        loss: Callable[..., Any],
+        optimizer: torch.optim.Optimizer,
+        *,
+        scheduler: Any,
+        scheduler_interval: Literal["epoch", "step"],
+        clip_norm: float | None,
+        accumulate: int,
+        autocast: Any,
+        seed: int,
+        threads: int,
+    ) -> None:
+        if not isinstance(module, torch.nn.Module):
+            raise TypeError(
+                f"module: expected a torch.nn.Module, got {type(module).__name__}"
+            )
+        check_options(loss, clip_norm, accumulate)
+        rules_of(optimizer)
+        check_scheduler(optimizer, scheduler, scheduler_interval)
+        if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+            raise ValueError(f"threads: expected an int, 1 or more, got {threads!r}")
+        self._module = module
+        self._loss = loss
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self._interval = scheduler_interval
+        self._generator = torch.Generator().manual_seed(seed)
+        self._options: dict[str, Any] = {
+            "clip_norm": clip_norm,
+            "accumulate": accumulate,
+            "autocast": autocast,
+            "generator": self._generator,
+            "varying": varying(scheduler),
+        }
+        self._threads = threads
+        self._first: TracedStep | None = None
+        self._kinds: list[tuple[torch.dtype, int]] = []  # that it was traced with
+        self._proved = False  # a step has ended
+        self._models: dict[int, Model] = {}  # by the id of a variant of `_first`
+        self._evaluations: list[tuple[TracedEvaluation, Model]] = []
+        self._schedule: Schedule
+        self._lengths_known = True
+        self.model: Model
+
+    # --- the step ---
+
+    @property
+    def driving(self) -> bool:
+        return self._first is not None
+
+    @property
+    def columns(self) -> int:
+        assert self._first is not None
+        return len(self._first.columns)
+
+    @property
+    def values(self) -> Sequence[str]:
+        assert self._first is not None
+        return self._first.outputs
+
+    async def open(self, batch: tuple[Any, ...], idle: bool) -> None:
+        tensors = _tensors(batch)
+        kinds = [(tensor.dtype, tensor.dim()) for tensor in tensors]
+        if idle and not self._proved and kinds != self._kinds:
+            # The first batch there was may have been the wrong one.
+            await self._close_models()
+            self._first = None
+            self._kinds = kinds
+        if self._first is None:
+            await detach_models(self._module)
+            self._first = await call(
+                trace_step,
+                self._module,
+                self._loss,
+                self._optimizer,
+                tensors,
+                **self._options,
+            )
+            self._schedule = Schedule(self._first, self._scheduler, self._interval)
+        elif idle and self._first.refresh():
+            await self._close_models()
+        step = self._first
+        step.check(tensors)
+        if not step.fits([tuple(tensor.shape) for tensor in tensors]):
+            step = await call(self._first.variant, tensors)
+        model = self._models.get(id(step))
+        if model is None:
+            model = self._models[id(step)] = await _served(
+                step.graph_module,
+                step.bound,
+                step.input_names,
+                "training step",
+                mutable=True,
+                generator=self._generator,
+                threads=self._threads,
+            )
+        self.model = model
+
+    def fits(self, shapes: Sequence[Sequence[int]]) -> bool:
+        assert self._first is not None
+        return self._first.fits(shapes)
+
+    def schedule(self, per_epoch: int | None, step: int) -> _Rows:
+        self._lengths_known = per_epoch is not None
+        # Where the length isn't known `advanced` says when an epoch ends.
+        self._schedule.steps_per_epoch = 1 << 62 if per_epoch is None else per_epoch
+        self._schedule.position = step
+        return _Rows(self._schedule)
+
+    def advanced(self, steps: int, epochs: int) -> None:
+        assert self._first is not None
+        self._proved = self._proved or steps > 0
+        self._schedule.advance(steps)
+        if not self._lengths_known:
+            for _ in range(epochs):
+                self._schedule.position = 0
+                self._schedule.end_epoch()
+        self._first.sync(steps)
+
+    def epoch_metric(self) -> bool:
+        return self._schedule.needs_metric
+
+    def epoch_ended(self, metric: float) -> None:
+        self._schedule.advance_with(metric)
+
+    # --- evaluation ---
+
+    async def evaluate(
+        self, data: _data.Arrays | _data.Batches, batch_size: int
+    ) -> dict[str, float]:
+        if isinstance(data, _data.Arrays):
+            return await self._evaluate_arrays(data, min(batch_size, data.rows))
+        return await self._evaluate_batches(data)
+
+    async def _evaluation_of(
+        self, batch: tuple[Any, ...]
+    ) -> tuple[TracedEvaluation, Model]:
+        tensors = _tensors(batch)
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        for traced, model in self._evaluations:
+            if traced.shapes.fit(shapes):
+                return traced, model
+        traced = await call(
+            trace_evaluation, self._module, self._loss, tensors, shapes[0][:1] != (1,)
+        )
+        model = await _served(
+            traced.graph_module,
+            traced.bound,
+            traced.input_names,
+            "evaluation",
+            threads=self._threads,
+        )
+        self._evaluations.append((traced, model))
+        return traced, model
+
+    async def _evaluate_arrays(
+        self, data: _data.Arrays, batch: int
+    ) -> dict[str, float]:
+        full = data.rows // batch
+        first = tuple(array[:batch] for array in data.arrays)
+        traced, model = await self._evaluation_of(first)
+        mean = Mean(traced.outputs)
+        steps = Steps(
+            model,
+            data.arrays,
+            None,
+            None,
+            0,
+            len(traced.outputs),
+            full * batch,
+            batch,
+            full,
+            False,
+        )
+        await steps.start()
+        for row in steps.values(0, full):
+            mean.add(row, batch)
+        if rest := data.rows - full * batch:
+            last = tuple(array[full * batch :] for array in data.arrays)
+            traced, model = await self._evaluation_of(last)
+            mean.add(numbers(await model.infer(*last), len(traced.outputs)), rest)
+        return mean.result()
+
+    async def _evaluate_batches(self, data: _data.Batches) -> dict[str, float]:
+        mean: Mean | None = None
+        in_flight: deque[tuple[Any, int]] = deque()
+
+        async def take_one() -> None:
+            assert mean is not None
+            future, rows = in_flight.popleft()
+            mean.add(numbers(await future, len(names)), rows)
+
+        names: Sequence[str] = ()
+        async for batch in _data.batches(data, "validation"):
+            traced, model = await self._evaluation_of(batch)
+            names = traced.outputs
+            mean = mean or Mean(names)
+            in_flight.append((model.infer(*batch), int(batch[0].shape[0])))
+            if len(in_flight) >= _PREFETCH:
+                await take_one()
+        if mean is None:
+            raise InputError("validation: is empty, there are no batches")
+        while in_flight:
+            await take_one()
+        return mean.result()
+
+    # --- keeping ---
+
+    async def snapshot(
+        self, position: dict[str, int]
+    ) -> Callable[[str], Awaitable[None]]:
+        checkpoint = await call(
+            take_checkpoint,
+            self._module,
+            self._loss,
+            self._optimizer,
+            schedule=_SchedulerState(self._scheduler),
+            step=self._first,
+            generator=self._generator,
+            position=position,
+        )
+
+        async def write(path: str) -> None:
+            await call(save_checkpoint, path, checkpoint)
+
+        return write
+
+    async def restore(self, path: str) -> dict[str, int]:
+        checkpoint = await call(load_checkpoint, path)
+        position: dict[str, int] = await call(
+            restore_checkpoint,
+            checkpoint,
+            self._module,
+            self._loss,
+            self._optimizer,
+            schedule=_SchedulerState(self._scheduler),
+            step=self._first,
+            generator=self._generator,
+        )
+        return position
+
+    async def weights(self) -> dict[str, torch.Tensor]:
+        return await call(copy_of, self._module)
+
+    async def _close_models(self) -> None:
+        models = [*self._models.values(), *(model for _, model in self._evaluations)]
+        self._models.clear()
+        self._evaluations.clear()
+        for model in models:
+            await model.close()
+
+    async def close(self) -> None:
+        await self._close_models()
+
+
+class _SchedulerState:
+    """A scheduler as a checkpoint keeps it. Where in the epoch it stands is the
+    trainer's to say."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+
+    def state_dict(self) -> dict[str, Any]:
+        scheduler = self._scheduler
+        return {"scheduler": None if scheduler is None else scheduler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if (self._scheduler is None) != (state["scheduler"] is None):
+            raise ValueError(
+                "the checkpoint was written "
+                + ("without" if state["scheduler"] is None else "with")
+                + " a learning-rate scheduler"
+            )
+        if self._scheduler is not None:
+            self._scheduler.load_state_dict(state["scheduler"])
+
+
+class _Rows:
+    """The numbers that a step takes, row by row."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.constant = schedule.constant
+        self._rows = schedule.rows()
+
+    def take(self, steps: int) -> Any:
+        if self.constant:
+            return np.tile(np.array(next(self._rows)), (steps, 1))
+        return np.array([next(self._rows) for _ in range(steps)], dtype=np.float64)
+
+
+def _tensors(batch: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
+    """The batch as torch has it; for its dtypes and shapes."""
+    try:
+        return tuple(torch.as_tensor(item) for item in batch)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"batch: expected tensors or arrays: {error}") from error

@@ -1,0 +1,684 @@
+"""Training as an awaitable."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+
+from .._call import call
+from .._core import Future, Steps
+from .._weights import announce
+from ..errors import BackendError, Error, InputError, ModelClosed
+from ..model import Model
+from . import _bar, _data
+from ._ahead import Table
+from ._history import Epoch, History
+from ._program import Program, Schedule, numbers
+from ._run import TrainingRun, settled
+
+OnEpoch = Callable[[Epoch], Awaitable[Any]]
+Order = np.ndarray[Any, np.dtype[np.int64]]
+
+#: Rows whose order is drawn at a time: as many epochs as that holds run without Python.
+_ROWS_AHEAD = 1 << 18
+#: Steps whose values are kept natively at a time.
+_STEPS_AHEAD = 1 << 18
+_DEFAULT_BATCH = 32
+
+
+class Position:
+    """Where in the data training is, so that it can go on from there.
+
+    `epoch`: epochs that have ended, in the trainer's life. `step`: steps of the epoch
+    under way. `begin` and `epochs`: of the last `fit`, the epoch it began with and how
+    many it was to have. `seed`: of the order of the rows.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.epoch = self.step = self.begin = self.epochs = 0
+
+    def as_dict(self) -> dict[str, int]:
+        return dict(vars(self))
+
+    def restore(self, state: dict[str, int]) -> None:
+        for name in vars(self):
+            setattr(self, name, int(state[name]))
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the last `fit` has not come to its end."""
+        return self.epoch < self.begin + self.epochs
+
+
+class Trainer:
+    """Trains a live torch module, in place, on a native worker: ``await trainer.fit``.
+
+    The whole step (forward, loss, backward, optimizer) is traced once, at the first
+    step, into one graph over the module's own parameters and buffers and the
+    optimizer's own state; from then on no Python runs between two steps over arrays.
+    After an await the module is trained and ``optimizer.state_dict()`` is right: go on
+    in plain PyTorch, and back.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        *,
+        loss: Callable[..., Any],
+        optimizer: Any,
+        scheduler: Any = None,
+        scheduler_interval: Literal["epoch", "step"] = "epoch",
+        clip_norm: float | None = None,
+        accumulate: int = 1,
+        autocast: Any = None,
+        seed: int | None = None,
+        threads: int = 1,
+    ) -> None:
+        from ._torch_program import TorchProgram
+
+        if seed is None:
+            seed = int.from_bytes(os.urandom(4), "little")
+        program = TorchProgram(
+            module,
+            loss,
+            optimizer,
+            scheduler=scheduler,
+            scheduler_interval=scheduler_interval,
+            clip_norm=clip_norm,
+            accumulate=accumulate,
+            autocast=autocast,
+            seed=seed,
+            threads=threads,
+        )
+        self._init(program, seed)
+        announce(module, self)
+
+    def _init(self, program: Program, seed: int) -> None:
+        self._program = program
+        self._position = Position(seed)
+        self._resuming = False
+        self._run: TrainingRun | None = None
+        self._busy = False  # a step may be under way
+        self._holds = 0  # of those who need it not to be
+        self._idle: set[asyncio.Future[None]] = set()
+        self._lock: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+        self._closed = False
+
+    @classmethod
+    def _of(cls, program: Program, seed: int = 0) -> Trainer:
+        trainer = cls.__new__(cls)
+        trainer._init(program, seed)
+        return trainer
+
+    # --- fit ---
+
+    def fit(
+        self,
+        data: Any,
+        *,
+        epochs: int = 1,
+        batch_size: int | None = None,
+        shuffle: bool | None = None,
+        validation: Any = None,
+        progress: bool = False,
+        on_epoch: OnEpoch | None = None,
+        stop_on_nan: bool = False,
+        priority: int = 0,
+        prefetch: int = 4,
+        publish: Model | Sequence[Model] = (),
+        publish_every: int = 100,
+    ) -> TrainingRun:
+        """Train: a `TrainingRun`, under way at once; await it for its `History`.
+
+        `data`: a tuple of arrays of one length (numpy or torch, the targets last), not
+        copied, in batches of `batch_size` rows (32 by default) and in a new order each
+        epoch, drawn from the trainer's seed (``shuffle=False``: as they are); a torch
+        ``DataLoader`` or another iterable or async iterable of batches, each a tuple,
+        pulled on a worker, with up to `prefetch` batches submitted ahead.
+
+        `validation`: data as well, evaluated after each epoch in the module's
+        evaluation mode. `on_epoch`: an async callable, awaited after each epoch with
+        its `Epoch`; what it returns, if it is true, ends the run (early stopping).
+        `progress`: a tqdm bar, in terminals and notebooks. `stop_on_nan`: a loss that
+        is not finite ends the run with a `BackendError`. `priority`: of the steps,
+        among what else this trainer is asked for. `publish`: models over the module
+        that get its weights (`Model.update_weights`) about every `publish_every` steps,
+        and in the end.
+
+        After `restore` of a run that had not ended, the next `fit`, with the same data
+        and arguments, does what was left of it.
+
+        Raises `InputError` and `TypeError` for data that can't be used and `ValueError`
+        for wrong numbers at the call, `Error` where another run is under way; through
+        the run come what the data raises, `InputError` for batches of the wrong shapes
+        and `BackendError`. What is trained is then as after the last whole step.
+        """
+        models = [publish] if isinstance(publish, Model) else list(publish)
+        for name, value in (
+            ("epochs", epochs),
+            ("prefetch", prefetch),
+            ("publish_every", publish_every),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}: expected an int, 1 or more, got {value!r}")
+        if batch_size is not None and (
+            not isinstance(batch_size, int) or batch_size < 1
+        ):
+            raise ValueError(
+                f"batch_size: expected an int, 1 or more, got {batch_size!r}"
+            )
+        source = _data.read(data)
+        checked = None if validation is None else _data.read(validation, "validation")
+        self._check_open()
+        if self._run is not None and not self._run.done():
+            raise Error("a run of this trainer is under way: await or cancel it first")
+        loop = asyncio.get_running_loop()
+        bar = _bar.find() if progress else None
+        plan = _Plan(priority, prefetch, checked, on_epoch, stop_on_nan)
+        plan.publish, plan.publish_every = models, publish_every
+        steps: int | None = None
+        if isinstance(source, _data.Arrays):
+            plan.batch = min(batch_size or _DEFAULT_BATCH, source.rows)
+            plan.shuffle = shuffle is not False
+            steps = epochs * _steps_per_epoch(source.rows, plan.batch)
+        else:
+            if batch_size is not None:
+                raise ValueError("batch_size: this data comes in batches already")
+            if shuffle:
+                raise ValueError("shuffle: only arrays are shuffled here")
+            if epochs > 1 and _data.is_one_pass(source):
+                raise InputError(
+                    "data: an iterator gives one epoch; pass what makes one anew, a "
+                    "list or a DataLoader"
+                )
+            if (per_epoch := _length(source)) is not None:
+                steps = epochs * per_epoch
+        self._begin(epochs)
+        run = TrainingRun(steps)
+        self._run = run
+        run._start(self._drive(run, source, plan))
+        if bar is not None:
+            run._bar = loop.create_task(_bar.show(bar, run))
+        return run
+
+    def _begin(self, epochs: int) -> None:
+        position = self._position
+        if self._resuming and position.interrupted:
+            epochs = max(epochs, position.epoch - position.begin + 1)
+        else:
+            position.begin = position.epoch
+            position.step = 0
+        self._resuming = False
+        position.epochs = epochs
+
+    async def _drive(
+        self, run: TrainingRun, source: _data.Arrays | _data.Batches, plan: _Plan
+    ) -> History:
+        position = self._position
+        async with self._publishing(run, plan):
+            while position.interrupted and not run.stopped:
+                if isinstance(source, _data.Arrays):
+                    await self._fit_arrays(run, source, plan)
+                else:
+                    await self._fit_batches(run, source, plan)
+        position.epochs = position.epoch - position.begin  # where it was stopped
+        return run.history()
+
+    # --- arrays: the worker goes from step to step by itself ---
+
+    async def _fit_arrays(
+        self, run: TrainingRun, source: _data.Arrays, plan: _Plan
+    ) -> None:
+        """As many epochs as need nothing from Python in between, or one."""
+        position = self._position
+        per_epoch = _steps_per_epoch(source.rows, plan.batch)
+        await self._open(run, tuple(array[: plan.batch] for array in source.arrays))
+        run.expect(self._program.values)
+        if position.step >= per_epoch:
+            raise InputError(
+                f"data: the run that was restored stood at step {position.step} of an "
+                f"epoch, which has {per_epoch} steps with this data"
+            )
+        rest = source.rows % plan.batch
+        # The last batch may be too small for the graph of the others.
+        apart = rest > 0 and not self._program.fits(
+            [(rest, *array.shape[1:]) for array in source.arrays]
+        )
+        first = position.step
+        epochs = 1
+        if not (apart or first or plan.epoch_ends or self._program.epoch_metric()):
+            epochs = max(1, min(_ROWS_AHEAD // source.rows, _STEPS_AHEAD // per_epoch))
+            epochs = min(epochs, position.begin + position.epochs - position.epoch)
+        order = await call(self._order, source.rows, epochs, plan)
+        epoch_from = len(run.losses)
+        began = position.epoch
+        if (n_steps := epochs * per_epoch - first - apart) > 0:
+            await self._fit_steps(run, source, plan, order, n_steps, per_epoch)
+        if apart:
+            await self._fit_rest(run, source, plan, order, rest)
+        for epoch in range(epochs):
+            last = epoch_from + per_epoch - (first if epoch == 0 else 0)
+            await self._end_epoch(
+                run, plan, began + epoch - position.begin, epoch_from, last
+            )
+            epoch_from = last
+
+    async def _open(self, run: TrainingRun, batch: tuple[Any, ...]) -> None:
+        """Makes the program ready. Tracing puts other tensors into the module for a
+        while: nobody may look at it meanwhile, as during a step."""
+        await run.gate(lambda: self._holds == 0)
+        self._busy = True
+        try:
+            await self._program.open(batch, idle=True)
+        finally:
+            self._rest()
+
+    async def _fit_steps(
+        self,
+        run: TrainingRun,
+        source: _data.Arrays,
+        plan: _Plan,
+        order: Order,
+        n_steps: int,
+        per_epoch: int,
+    ) -> None:
+        """So many steps from the position on."""
+        position = self._position
+        first, began = position.step, position.epoch
+        skip = first * plan.batch
+        schedule = self._program.schedule(per_epoch, first)
+        table = (
+            None
+            if schedule is None
+            else Table(schedule, n_steps, self._program.columns)
+        )
+        steps = Steps(
+            self._program.model,
+            source.arrays,
+            order[skip:],
+            None if table is None else table.rows,
+            self._program.columns,
+            len(self._program.values),
+            min(source.rows - skip, n_steps * plan.batch),
+            plan.batch,
+            n_steps,
+            plan.stop_on_nan,
+        )
+
+        def epoch_of(done: int) -> int:
+            return began - position.begin + (first + done - 1) // per_epoch
+
+        while steps.done < n_steps:
+            await run.gate(lambda: self._holds == 0)
+            before = steps.done
+            self._busy = True
+            try:
+                async with (
+                    contextlib.nullcontext()
+                    if table is None
+                    else table.kept_ahead(steps)
+                ):
+                    await run.run_steps(steps, plan.priority, epoch_of)
+            finally:
+                ended = (first + steps.done) // per_epoch
+                self._program.advanced(
+                    steps.done - before, ended - (first + before) // per_epoch
+                )
+                position.epoch = began + ended
+                position.step = (first + steps.done) % per_epoch
+                self._rest()
+            _check_finite(run, plan, position)
+
+    async def _fit_rest(
+        self,
+        run: TrainingRun,
+        source: _data.Arrays,
+        plan: _Plan,
+        order: Order,
+        rows: int,
+    ) -> None:
+        """An epoch's last batch, in a step of its own."""
+        position = self._position
+        last = order[source.rows - rows : source.rows]
+        await run.gate(lambda: self._holds == 0)
+        self._busy = True
+        try:
+            batch = tuple(array[last] for array in source.arrays)
+            values, cancelled = await self._one_step(batch, plan.priority, epochs=1)
+            position.epoch += 1
+            position.step = 0
+            run.record([values])
+            run.report(position.epoch - 1 - position.begin)
+        finally:
+            self._rest()
+        if cancelled is not None:
+            raise cancelled
+        _check_finite(run, plan, position)
+
+    def _order(self, rows: int, epochs: int, plan: _Plan) -> Order:
+        """Which row comes when: of an epoch it depends on the seed and the epoch's
+        number alone, so that an interrupted one can be gone on with."""
+        if not plan.shuffle:
+            return np.tile(np.arange(rows, dtype=np.int64), epochs)
+        position = self._position
+        return np.concatenate(
+            [
+                np.random.default_rng([position.seed, position.epoch + epoch])
+                .permutation(rows)
+                .astype(np.int64)
+                for epoch in range(epochs)
+            ]
+        )
+
+    # --- batches: submitted ahead, run in turn ---
+
+    async def _fit_batches(
+        self, run: TrainingRun, source: _data.Batches, plan: _Plan
+    ) -> None:
+        """One epoch."""
+        position = self._position
+        epoch_from = len(run.losses)
+        skip = position.step
+        in_flight: deque[Future[Any]] = deque()
+        schedule = None
+        count = 0
+
+        def record_first() -> None:
+            row = in_flight.popleft().result()
+            run.record([numbers(row, len(self._program.values))])
+            position.step += 1
+            self._program.advanced(1, 0)
+            run.report(position.epoch - position.begin)
+            _check_finite(run, plan, position)
+
+        async def take_one() -> None:
+            await asyncio.wait([in_flight[0]])
+            record_first()
+
+        try:
+            async with contextlib.aclosing(_data.batches(source)) as batches:
+                async for batch in batches:
+                    count += 1
+                    if count <= skip:
+                        continue
+                    if in_flight:
+                        await self._program.open(batch, idle=False)
+                    else:
+                        await self._open(run, batch)
+                    run.expect(self._program.values)
+                    while in_flight and (
+                        len(in_flight) >= plan.prefetch or run.paused or self._holds > 0
+                    ):
+                        await take_one()
+                    if not in_flight:
+                        self._rest()
+                        await run.gate(lambda: self._holds == 0)
+                        schedule = self._program.schedule(
+                            _length(source), position.step
+                        )
+                    self._busy = True
+                    in_flight.append(self._submit(batch, schedule, plan.priority))
+            while in_flight:
+                await take_one()
+        except BaseException:
+            while in_flight and self._program.model._withdraw(in_flight[-1]):
+                in_flight.pop()
+            for future in list(in_flight):
+                await settled(future)
+                with contextlib.suppress(Exception):
+                    record_first()
+            raise
+        finally:
+            self._rest()
+        if count == 0:
+            raise InputError("data: is empty, there are no batches")
+        position.epoch += 1
+        position.step = 0
+        self._program.advanced(0, 1)
+        await self._end_epoch(
+            run,
+            plan,
+            position.epoch - 1 - position.begin,
+            epoch_from,
+            len(run.losses),
+        )
+
+    async def _end_epoch(
+        self, run: TrainingRun, plan: _Plan, epoch: int, first: int, last: int
+    ) -> None:
+        if last == first:
+            return
+        validation: dict[str, float] = {}
+        if plan.validation is not None:
+            validation = await self._program.evaluate(plan.validation, plan.batch)
+        ended = run.end_epoch(epoch, first, last, validation)
+        if self._program.epoch_metric():
+            self._program.epoch_ended(validation.get("loss", ended.loss))
+        if plan.validation is not None:
+            run.report(epoch)
+        if plan.on_epoch is not None and await plan.on_epoch(ended):
+            run.stop()
+
+    # --- between two steps ---
+
+    def _rest(self) -> None:
+        self._busy = False
+        for waiting in self._idle:
+            if not waiting.done():
+                waiting.set_result(None)
+
+    @contextlib.asynccontextmanager
+    async def _still(self) -> AsyncIterator[None]:
+        """No step is under way inside, one at a time is in here; a run goes on
+        afterwards."""
+        self._check_open()
+        loop = asyncio.get_running_loop()
+        if self._run is not None and not self._run.done() and self._run.loop != loop:
+            raise RuntimeError("the trainer's run is under way on another event loop")
+        if self._lock is None or self._lock[0] is not loop:
+            self._lock = (loop, asyncio.Lock())
+        self._holds += 1
+        try:
+            async with self._lock[1]:
+                while self._busy:
+                    if self._run is not None:
+                        self._run.interrupt()
+                    waiting = loop.create_future()
+                    self._idle.add(waiting)
+                    try:
+                        await waiting
+                    finally:
+                        self._idle.discard(waiting)
+                yield
+        finally:
+            self._holds -= 1
+            if self._holds == 0 and self._run is not None:
+                self._run.go_on()
+
+    async def step(self, *batch: Any) -> dict[str, float]:
+        """One step on one batch, as plain numbers: ``{"loss": …}`` and the metrics.
+
+        `batch`: the module's inputs and the target, each a tensor or array with rows
+        along axis 0. While a run is under way it comes between two steps of that.
+
+        Raises `InputError` for what the module or the loss doesn't take.
+        """
+        async with self._still():
+            values, cancelled = await self._one_step(batch, 0, epochs=0)
+        if cancelled is not None:
+            raise cancelled
+        return dict(zip(self._program.values, values, strict=True))
+
+    async def _one_step(
+        self, batch: tuple[Any, ...], priority: int, epochs: int
+    ) -> tuple[list[float], asyncio.CancelledError | None]:
+        """A step by itself: what it gave, and a cancellation that came while it ran;
+        one that came before is raised, and no step is done."""
+        program = self._program
+        await program.open(batch, idle=True)
+        future = self._submit(batch, program.schedule(None, 0), priority)
+        cancelled = None
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            if program.model._withdraw(future):
+                raise
+            await settled(future)
+            cancelled = error
+        values = numbers(future.result(), len(program.values))
+        program.advanced(1, epochs)
+        return values, cancelled
+
+    def _submit(
+        self, batch: tuple[Any, ...], schedule: Schedule | None, priority: int
+    ) -> Future[Any]:
+        rates = () if schedule is None else schedule.take(1)[0]
+        return self._program.model.infer(
+            *(np.array(rate) for rate in rates), *batch, priority=priority
+        )
+
+    # --- keeping ---
+
+    async def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a checkpoint: what is trained, the optimizer's and the schedule's
+        state, random numbers and the position in the data, as they are between two
+        steps (a run goes on once they are copied).
+
+        Atomic: a process that is killed meanwhile leaves the checkpoint that was there.
+        Raises `OSError` where it can't be written.
+        """
+        async with self._still():
+            write = await self._program.snapshot(self._position.as_dict())
+        await write(os.fspath(path))
+
+    async def restore(self, path: str | os.PathLike[str]) -> None:
+        """Go back to a checkpoint; training continues from it bit by bit.
+
+        Raises `LoadError` for a file that is damaged or that belongs to another
+        program (it says what differs), with nothing changed; `Error` while a run is
+        under way.
+        """
+        if self._run is not None and not self._run.done():
+            raise Error("a run of this trainer is under way: await or cancel it first")
+        async with self._still():
+            self._position.restore(await self._program.restore(os.fspath(path)))
+            self._resuming = True
+
+    # --- giving to models ---
+
+    @property
+    def _driving(self) -> bool:
+        return self._program.driving
+
+    async def _copy_weights(self) -> dict[str, Any]:
+        """As they are between two steps."""
+        async with self._still():
+            return await self._program.weights()
+
+    async def _publish(self, run: TrainingRun, models: list[Model], every: int) -> None:
+        last = 0
+        async for progress in run:
+            if progress.step - last >= every:
+                last = progress.step
+                for model in models:
+                    await model.update_weights(self)
+
+    @contextlib.asynccontextmanager
+    async def _publishing(self, run: TrainingRun, plan: _Plan) -> AsyncIterator[None]:
+        """Inside, models get the weights every so many steps, and in the end."""
+        if not plan.publish:
+            yield
+            return
+        task = asyncio.get_running_loop().create_task(
+            self._publish(run, plan.publish, plan.publish_every)
+        )
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+        if not task.cancelled():
+            task.result()
+        for model in plan.publish:
+            await model.update_weights(self)
+
+    # --- closing ---
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ModelClosed("the trainer is closed")
+
+    async def close(self) -> None:
+        """End the run, if there is one, and the worker. May be called again."""
+        self._closed = True
+        if self._run is not None and not self._run.done():
+            self._run.cancel()
+            await asyncio.wait([self._run._task])
+        await self._program.close()
+
+    async def __aenter__(self) -> Trainer:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+class _Plan:
+    """What `fit` was asked for."""
+
+    def __init__(
+        self,
+        priority: int,
+        prefetch: int,
+        validation: _data.Arrays | _data.Batches | None,
+        on_epoch: OnEpoch | None,
+        stop_on_nan: bool,
+    ) -> None:
+        self.priority = priority
+        self.prefetch = prefetch
+        self.validation = validation
+        self.on_epoch = on_epoch
+        self.stop_on_nan = stop_on_nan
+        self.batch = _DEFAULT_BATCH
+        self.shuffle = False
+        self.publish: list[Model] = []
+        self.publish_every = 0
+
+    @property
+    def epoch_ends(self) -> bool:
+        """Whether Python has something to do after each epoch."""
+        return self.validation is not None or self.on_epoch is not None
+
+
+def _steps_per_epoch(rows: int, batch: int) -> int:
+    return -(-rows // batch)
+
+
+def _length(source: Any) -> int | None:
+    try:
+        return len(source)
+    except TypeError:
+        return None
+
+
+def _check_finite(run: TrainingRun, plan: _Plan, position: Position) -> None:
+    if plan.stop_on_nan and run.losses and not np.isfinite(run.losses[-1]):
+        raise BackendError(
+            f"the loss is {run.losses[-1]} after step {len(run.losses)} of the run "
+            f"(epoch {position.epoch - position.begin}): training has diverged, "
+            "or the data holds values that aren't finite (fit(stop_on_nan=False) goes "
+            "on)"
+        )

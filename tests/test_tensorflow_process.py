@@ -1,0 +1,250 @@
+"""The tensorflow backend and the process that it is in."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import textwrap
+from pathlib import Path
+
+import pytest
+import saved_models
+
+import pyasyncml as ml
+
+saved_models.require_tensorflow()
+
+ISOLATED = Path(__file__).parent / "isolated"
+
+
+@pytest.fixture(scope="module")
+def models(saved_model_folder):
+    return saved_model_folder
+
+
+def run(*command, timeout=110, **environment):
+    env = {
+        k: v for k, v in os.environ.items() if not k.startswith(("TF_", "PYASYNCML"))
+    }
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**env, **environment},
+        check=False,
+    )
+
+
+def run_source(source, **environment):
+    return run("-c", textwrap.dedent(source), **environment)
+
+
+def ends_well(done, stdout=None):
+    assert (done.returncode, done.stderr) == (0, "")
+    assert stdout is None or done.stdout == stdout
+
+
+# --- damage ---
+
+
+def test_damaged_savedmodels_are_refused_and_crash_nothing(models):
+    done = run(ISOLATED / "tensorflow_corrupt.py", models / "keras", 300, 7)
+    assert done.returncode == 0, done.stderr
+    counts = eval(done.stdout)
+    assert counts["LoadError"] > 150, counts  # a flipped weight isn't noticed
+    assert counts["whole: loaded"] == 1
+
+
+# --- surroundings ---
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "order",
+    [
+        "ours tensorflow torch onnxruntime",
+        "torch ours onnxruntime tensorflow ours",
+        "onnxruntime tensorflow ours torch",
+    ],
+)
+def test_frameworks_come_in_any_order(models, order):
+    for name in ("torch", "onnxruntime"):
+        if name in order:
+            pytest.importorskip(name)
+    done = run(
+        ISOLATED / "tensorflow_orders.py",
+        models / "several",
+        *order.split(),
+        TF_CPP_MIN_LOG_LEVEL="3",
+    )
+    assert (done.returncode, done.stdout) == (0, "ended well\n"), done.stderr
+
+
+def test_nothing_is_said_unless_it_is_asked_for(models):
+    script = ISOLATED / "tensorflow_orders.py"
+    ends_well(run(script, models / "several", "ours"), "ended well\n")
+    done = run(script, models / "several", "ours", PYASYNCML_LOG="debug")
+    assert done.returncode == 0
+    assert "oneDNN" in done.stderr
+    assert "Reading SavedModel" in done.stderr
+
+
+def test_what_others_say_while_the_library_loads_is_said(models):
+    done = run_source(
+        """
+        import os, threading
+        from pyasyncml.backends import tensorflow
+
+        going = True
+        count = 0
+
+        def talk():
+            global count
+            while going:
+                os.write(2, b"%d\\n" % count)
+                count += 1
+
+        thread = threading.Thread(target=talk)
+        thread.start()
+        tensorflow.capsule()
+        going = False
+        thread.join()
+        os.write(1, b"%d" % count)
+        """
+    )
+    assert done.returncode == 0
+    numbers = [int(line) for line in done.stderr.splitlines()]
+    assert sorted(numbers) == list(range(int(done.stdout)))
+    assert numbers
+
+
+@pytest.mark.parametrize("how", ["keeps", "drops", "fork"])
+def test_process_ends_while_tensorflow_runs(models, how):
+    for _ in range(3):
+        ends_well(run(ISOLATED / "tensorflow_exit.py", models / "several", how))
+
+
+def test_a_live_keras_model_runs_with_one_line(models):
+    done = run_source(
+        f"""
+        import asyncio, keras, numpy as np, tensorflow as tf
+        import pyasyncml as ml
+
+        saved = np.load({str(models / "keras.npz")!r})
+        model = keras.models.load_model({str(models / "keras.keras")!r})
+
+        async def main():
+            async with ml.load(lambda p, e: model([p, e]).numpy()) as live:
+                scores = await live.infer(saved["pixels"], saved["extra"])
+                assert type(scores) is np.ndarray
+                assert np.allclose(scores, saved["scores"], rtol=1e-5)
+            async with ml.load(tf.function(lambda x: x * 2)) as live:
+                assert (np.asarray(await live.infer(np.ones(3))) == 2).all()
+
+        asyncio.run(main())
+        """,
+        TF_CPP_MIN_LOG_LEVEL="3",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# --- the library ---
+
+
+def test_without_tensorflow_the_error_names_the_extra(models):
+    done = run_source(
+        f"""
+        import asyncio, importlib.util
+        import pyasyncml as ml
+
+        find = importlib.util.find_spec
+
+        def find_others(name, package=None):
+            return None if name == "tensorflow" else find(name, package)
+
+        importlib.util.find_spec = find_others
+
+        async def main():
+            try:
+                await ml.load({str(models / "keras")!r})
+            except ml.LoadError as error:
+                assert "pip install 'pyasyncml[tensorflow]'" in str(error), error
+                print("refused")
+
+        asyncio.run(main())
+        reasons = [d.reason for d in ml.devices() if d.backend == "tensorflow"]
+        assert "isn't installed" in reasons[0]
+        """
+    )
+    ends_well(done, "refused\n")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (None, "has no libtensorflow_cc.so.2: supported are 2.16 and later"),
+        ("", "doesn't load"),
+        ("int x;", "has no TF_Version"),
+        ('char *TF_Version(void) { return "2.9.1"; }', "TensorFlow 2.9.1 .* 2.16"),
+        ('char *TF_Version(void) { return "3.0.0"; }', "TensorFlow 3.0.0 .* 2.16"),
+        (
+            'char *TF_Version(void) { return "2.30.0"; }',
+            "2.30.0 .* has no TF_NewStatus",
+        ),
+    ],
+)
+def test_a_version_that_isnt_supported_is_named(tmp_path, models, source, message):
+    package = tmp_path / "tensorflow"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    library = package / "libtensorflow_cc.so.2"
+    if source == "":
+        library.write_bytes(b"no library")
+    elif source is not None:
+        compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
+        if shutil.which(compiler) is None:
+            pytest.skip("needs a C compiler")
+        (tmp_path / "fake.c").write_text(source)
+        subprocess.run(
+            [compiler, "-shared", "-fPIC", "-o", library, tmp_path / "fake.c"],
+            check=True,
+        )
+    done = run_source(
+        f"""
+        import asyncio, re
+        import pyasyncml as ml
+
+        async def main():
+            for _ in range(2):
+                try:
+                    await ml.load({str(models / "keras")!r})
+                except ml.LoadError as error:
+                    assert re.search({message!r}, str(error)), error
+                else:
+                    raise AssertionError("loaded")
+
+        asyncio.run(main())
+        """,
+        PYTHONPATH=str(tmp_path),
+    )
+    ends_well(done)
+
+
+def test_loading_again_and_again_leaves_nothing(models):
+    def threads():
+        return len(os.listdir("/proc/self/task"))
+
+    async def once():
+        async with ml.load(models / "keras", instances=2, threads=2):
+            pass
+
+    asyncio.run(once())
+    before = threads()
+    for _ in range(5):
+        asyncio.run(once())
+    assert threads() <= before

@@ -1,0 +1,228 @@
+"""SavedModels that train: what `export.tensorflow` writes, driven natively."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import saved_models
+from saved_models import ROWS, STEPS
+
+import pyasyncml as ml
+from pyasyncml import call, export
+from pyasyncml.backends.tensorflow import SharedProgram
+
+saved_models.require_tensorflow()
+
+X, Y = saved_models.batches()
+
+
+@pytest.fixture(scope="module")
+def models(saved_model_folder):
+    return saved_model_folder
+
+
+@pytest.fixture(scope="module")
+def eager(models):
+    return np.load(models / "training.npz")
+
+
+def batch(step):
+    rows = slice(step * ROWS, (step + 1) * ROWS)
+    return X[rows], Y[rows]
+
+
+async def train(model, steps):
+    return [await model.infer(*batch(step)) for step in steps]
+
+
+def test_140_steps_of_adam_are_eager_tensorflows_bit_for_bit(models, eager):
+    async def main():
+        shared = SharedProgram(models / "training")
+        async with (
+            ml.load(shared, entry="train_step") as step,
+            ml.load(shared, entry="predict") as predict,
+            ml.load(shared, entry="weights") as weights,
+        ):
+            assert [spec.name for spec in step.signature.inputs] == ["x", "y"]
+            assert step.signature.stateful
+            assert not predict.signature.stateful
+            losses = np.array(await train(step, range(STEPS)))
+            assert losses.tobytes() == eager["losses"].tobytes()
+            scores = await predict.infer(X[:ROWS])
+            np.testing.assert_allclose(scores, eager["scores"], rtol=1e-5, atol=1e-6)
+            found = await weights.infer()
+            assert set(found) == set(eager.files) - {"losses", "scores"}
+            for name, value in found.items():
+                assert value.tobytes() == eager[name].tobytes(), name
+
+    asyncio.run(main())
+
+
+def test_steps_are_served_beside_requests_that_see_their_weights(models):
+    async def main():
+        shared = SharedProgram(models / "training")
+        async with (
+            ml.load(shared, entry="train_step") as step,
+            ml.load(shared, entry="predict", instances=2) as predict,
+        ):
+            before = await predict.infer(X[:ROWS])
+            going = asyncio.create_task(train(step, range(60)))
+            seen = {before.tobytes()}
+            while not going.done():
+                scores = await asyncio.gather(
+                    *(predict.infer(X[:ROWS]) for _ in range(4))
+                )
+                assert all(np.isfinite(score).all() for score in scores)
+                seen.update(score.tobytes() for score in scores)
+            losses = await going
+            assert losses[-1] < losses[0]
+            assert len(seen) > 1
+
+    asyncio.run(main())
+
+
+def test_a_checkpoint_is_tensorflows_and_brings_everything_back(models, tmp_path):
+    async def main():
+        shared = SharedProgram(models / "training")
+        async with ml.load(shared, entry="train_step") as step:
+            await train(step, range(10))
+            await call(shared.save, tmp_path / "saved")
+            expected = await train(step, range(10, 20))
+            await call(shared.restore, tmp_path / "saved")
+            again = await train(step, range(10, 20))
+            assert np.array(again).tobytes() == np.array(expected).tobytes()
+        # And into a program that has never run.
+        other = SharedProgram(models / "training")
+        await call(other.restore, tmp_path / "saved")
+        async with ml.load(other, entry="train_step") as step:
+            again = await train(step, range(10, 20))
+            assert np.array(again).tobytes() == np.array(expected).tobytes()
+        with pytest.raises(ml.BackendError, match="nowhere"):
+            await call(other.restore, tmp_path / "nowhere")
+        (tmp_path / "file").touch()
+        with pytest.raises(ml.BackendError, match="file/x"):
+            await call(other.save, tmp_path / "file" / "x")
+
+    asyncio.run(main())
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            textwrap.dedent(
+                f"""
+                import tensorflow as tf
+                reader = tf.train.load_checkpoint({str(tmp_path / "saved")!r})
+                for name, shape in sorted(reader.get_variable_to_shape_map().items()):
+                    print(name, shape)
+                """
+            ),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    kernel = re.compile(r"weights/.*kernel/.ATTRIBUTES/VARIABLE_VALUE \[64, 32\]")
+    assert sum(bool(kernel.fullmatch(line)) for line in lines) == 1, lines
+    assert any("adam" in line and "velocity" in line for line in lines)
+    assert any("iteration" in line and line.endswith("[]") for line in lines)
+
+
+def test_a_program_goes_with_the_last_that_holds_it(models):
+    async def main():
+        shared = SharedProgram(models / "training")
+        first = await ml.load(shared, entry="train_step")
+        async with ml.load(shared, entry="predict") as predict:
+            await train(first, range(3))
+            await first.close()
+            del first
+            trained = await predict.infer(X[:ROWS])
+            async with ml.load(shared, entry="predict") as other:
+                assert (await other.infer(X[:ROWS])).tobytes() == trained.tobytes()
+        del shared
+        async with ml.load(models / "training", entry="predict") as fresh:
+            assert (await fresh.infer(X[:ROWS])).tobytes() != trained.tobytes()
+
+    asyncio.run(main())
+
+
+def test_a_module_of_its_own_making_trains_too(models):
+    async def main():
+        async with ml.load(models / "line", entry="train_step") as step:
+            points = np.array([[1, 0], [0, 1], [1, 1]], np.float32)
+            heights = points @ np.array([[2.0], [-1.0]], np.float32) + 3
+            assert [spec.name for spec in step.signature.inputs] == [
+                "points",
+                "heights",
+            ]
+            losses = [float(await step.infer(points, heights)) for _ in range(400)]
+            assert losses == sorted(losses, reverse=True)
+            assert losses[-1] < losses[0] / 20
+
+    asyncio.run(main())
+
+
+def test_a_damaged_checkpoint_is_refused_and_leaves_the_model_running(models, tmp_path):
+    async def main():
+        shared = SharedProgram(models / "training")
+        async with ml.load(shared, entry="train_step") as step:
+            await call(shared.save, tmp_path / "saved")
+            for name in os.listdir(tmp_path):
+                content = (tmp_path / name).read_bytes()
+                (tmp_path / name).write_bytes(content[: len(content) // 2])
+            with pytest.raises(ml.BackendError):
+                await call(shared.restore, tmp_path / "saved")
+            assert np.isfinite(await train(step, range(3))).all()
+
+    asyncio.run(main())
+
+
+def test_saving_needs_a_savedmodel(tmp_path):
+    with pytest.raises(ml.LoadError, match="No such file"):
+        SharedProgram(tmp_path / "none").save(tmp_path / "x")
+
+
+def test_export_says_what_is_wrong_with_its_arguments():
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            textwrap.dedent(
+                """
+                import numpy as np, pytest, tensorflow as tf, keras
+                import pyasyncml as ml
+                from pyasyncml import export
+
+                x = np.ones((2, 3), np.float32)
+                model = keras.Sequential([keras.layers.Dense(1)])
+                with pytest.raises(TypeError, match="model: .* got int"):
+                    export.tensorflow(5, "m", inputs=x)
+                with pytest.raises(ValueError, match="both, or neither"):
+                    export.tensorflow(model, "m", inputs=x, loss="mse")
+                with pytest.raises(ValueError, match="and, last, the target"):
+                    export.tensorflow(model, "m", inputs=x, loss="mse", optimizer="sgd")
+                with pytest.raises(TypeError, match="optimizer: .* got int"):
+                    export.tensorflow(
+                        model, "m", inputs=(x, x), loss="mse", optimizer=5
+                    )
+                with pytest.raises(ml.LoadError, match="can't be exported: .*nope"):
+                    def nope(x):
+                        raise RuntimeError("nope")
+                    nope.variables = ()
+                    export.tensorflow(nope, "m", inputs=x)
+                """
+            ),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert callable(export.tensorflow)

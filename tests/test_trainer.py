@@ -1,0 +1,434 @@
+"""`Trainer` on live torch modules, against the loop one writes by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import time
+
+import numpy as np
+import pytest
+
+import pyasyncml as ml
+from pyasyncml import BackendError, InputError, LoadError
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+from torch.nn import functional  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """What is compared with runs on one thread, as the trainer's worker does: kernels
+    add in another order on several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+ROWS, SEED = 100, 11
+
+
+class Convolutional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8 * 16, 10)
+
+    def forward(self, x):
+        x = functional.relu(self.norm(self.conv(x.view(-1, 1, 8, 8))))
+        return self.head(functional.max_pool2d(x, 2).flatten(1))
+
+
+class Transformer(nn.Module):
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.head(self.encoder(x.view(-1, 8, 8)).mean(1))
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+
+def digits():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(ROWS, 64, generator=generator)
+    return x, (x[:, :10] + x[:, 20:30]).argmax(1)
+
+
+def pair(make, optimizer):
+    """The same net twice, each with an optimizer."""
+    torch.manual_seed(1)
+    net = make()
+    twin = copy.deepcopy(net)
+    return (net, optimizer(net.parameters())), (twin, optimizer(twin.parameters()))
+
+
+def by_hand(net, optimizer, *, epochs, batch, scheduler=None, clip=None, x, y):
+    """The eager loop over the trainer's order."""
+    losses = []
+    for epoch in range(epochs):
+        order = np.random.default_rng([SEED, epoch]).permutation(len(x))
+        for rows in torch.from_numpy(order).split(batch):
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(net(x[rows]), y[rows])
+            loss.backward()
+            if clip is not None:
+                torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
+            optimizer.step()
+            losses.append(loss.item())
+        if scheduler is not None:
+            scheduler.step()
+    return losses
+
+
+def assert_same_state(one, other):
+    for (name, a), (_, b) in zip(
+        one.state_dict().items(), other.state_dict().items(), strict=True
+    ):
+        assert torch.equal(a, b), name
+
+
+def assert_same_optimizer(one, other):
+    one, other = one.state_dict(), other.state_dict()
+    assert one["state"].keys() == other["state"].keys()
+    for key, state in one["state"].items():
+        for name, value in state.items():
+            twin = other["state"][key][name]
+            if torch.is_tensor(value):
+                assert torch.equal(value, twin), name
+            else:
+                assert value == twin, name
+    assert one["param_groups"] == other["param_groups"]
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(
+        p, 0.05, momentum=0.9, nesterov=True, weight_decay=1e-4
+    ),
+    "adam": lambda p: torch.optim.Adam(p, 1e-3, fused=True),
+    "adamw": lambda p: torch.optim.AdamW(p, 1e-3),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("make", [mlp, Convolutional, Transformer])
+def test_a_fit_is_the_eager_loop_to_the_last_bit(make, optimizer):
+    (net, ours), (twin, theirs) = pair(make, OPTIMIZERS[optimizer])
+    x, y = digits()
+
+    async def main():
+        trainer = ml.Trainer(
+            net,
+            loss=functional.cross_entropy,
+            optimizer=ours,
+            scheduler=torch.optim.lr_scheduler.StepLR(ours, 2, 0.5),
+            clip_norm=1.0,
+            seed=SEED,
+        )
+        async with trainer:
+            return await trainer.fit((x, y), epochs=5, batch_size=16)
+
+    history = asyncio.run(main())
+    scheduler = torch.optim.lr_scheduler.StepLR(theirs, 2, 0.5)
+    losses = by_hand(
+        twin, theirs, epochs=5, batch=16, scheduler=scheduler, clip=1.0, x=x, y=y
+    )
+    assert history.losses == losses
+    assert_same_state(net, twin)
+    assert_same_optimizer(ours, theirs)
+    assert len(history.epochs) == 5
+
+
+def test_batches_numpy_and_single_steps_train_as_arrays_do():
+    def fit(data):
+        async def main():
+            torch.manual_seed(1)
+            net = mlp()
+            optimizer = torch.optim.SGD(net.parameters(), 0.1)
+            trainer = ml.Trainer(
+                net, loss=functional.cross_entropy, optimizer=optimizer
+            )
+            async with trainer:
+                if data == "steps":
+                    for batch in batches:
+                        await trainer.step(*batch)
+                elif data == "arrays":
+                    await trainer.fit((x, y), shuffle=False, batch_size=16)
+                else:
+                    await trainer.fit(data)
+            return net
+
+        return asyncio.run(main())
+
+    x, y = digits()
+    batches = list(zip(x.split(16), y.split(16), strict=True))
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(x, y), batch_size=16
+    )
+    expected = fit("arrays")
+    for data in (
+        batches,
+        loader,
+        [(a.numpy(), b.numpy()) for a, b in batches],
+        "steps",
+    ):
+        assert_same_state(fit(data), expected)
+
+
+def test_a_last_batch_of_one_row_is_a_step_of_its_own():
+    (net, ours), (twin, theirs) = pair(mlp, OPTIMIZERS["sgd"])
+    x, y = digits()
+    x, y = x[:33], y[:33]
+
+    async def main():
+        trainer = ml.Trainer(
+            net, loss=functional.cross_entropy, optimizer=ours, seed=SEED
+        )
+        async with trainer:
+            return await trainer.fit((x, y), epochs=2, batch_size=16)
+
+    history = asyncio.run(main())
+    assert history.losses == by_hand(twin, theirs, epochs=2, batch=16, x=x, y=y)
+    assert_same_state(net, twin)
+
+
+def test_going_on_in_plain_pytorch_and_back_gives_what_one_loop_gives():
+    (net, ours), (twin, theirs) = pair(mlp, OPTIMIZERS["adamw"])
+    x, y = digits()
+
+    def eager(module, optimizer):
+        optimizer.zero_grad()
+        functional.cross_entropy(module(x), y).backward()
+        optimizer.step()
+
+    async def main():
+        trainer = ml.Trainer(net, loss=functional.cross_entropy, optimizer=ours)
+        async with trainer:
+            for _ in range(3):
+                await trainer.step(x, y)
+                eager(net, ours)
+                ours.load_state_dict(copy.deepcopy(ours.state_dict()))
+
+    asyncio.run(main())
+    for _ in range(6):
+        eager(twin, theirs)
+    assert_same_state(net, twin)
+    assert_same_optimizer(ours, theirs)
+
+
+def test_validation_is_the_mean_over_its_rows_in_the_modules_evaluation_mode():
+    torch.manual_seed(1)
+    net = nn.Sequential(
+        nn.Linear(64, 32), nn.BatchNorm1d(32), nn.Dropout(0.5), mlp_tail()
+    )
+    x, y = digits()
+    optimizer = torch.optim.SGD(net.parameters(), 0.05)
+
+    def loss(module, x, y):
+        out = module(x)
+        right = (out.argmax(1) == y).double().mean()
+        return functional.cross_entropy(out, y), {"accuracy": right}
+
+    async def main():
+        trainer = ml.Trainer(net, loss=loss, optimizer=optimizer, seed=SEED)
+        async with trainer:
+            arrays = await trainer.fit(
+                (x, y), batch_size=16, validation=(x[:33], y[:33])
+            )
+            loader = torch.utils.data.DataLoader(
+                torch.utils.data.TensorDataset(x[:33], y[:33]), batch_size=8
+            )
+            expected = [values(x[:33], y[:33])]
+            batches = await trainer.fit((x, y), batch_size=16, validation=loader)
+            expected.append(values(x[:33], y[:33]))
+            return arrays, batches, expected
+
+    def values(x, y):
+        net.eval()
+        with torch.no_grad():
+            out = net(x)
+        net.train()
+        return {
+            "loss": functional.cross_entropy(out, y).item(),
+            "accuracy": (out.argmax(1) == y).double().mean().item(),
+        }
+
+    arrays, batches, expected = asyncio.run(main())
+    assert net.training
+    assert arrays.epochs[0].validation == pytest.approx(expected[0], rel=1e-5)
+    assert batches.epochs[0].validation == pytest.approx(expected[1], rel=1e-5)
+    assert arrays.metrics.keys() == {"accuracy"}
+
+
+def mlp_tail():
+    return nn.Linear(32, 10)
+
+
+def test_a_schedule_that_follows_the_validation_is_stepped_after_each_epoch():
+    torch.manual_seed(1)
+    net = mlp()
+    x, y = digits()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, patience=0, threshold=1e9, threshold_mode="abs"
+    )
+
+    async def main():
+        trainer = ml.Trainer(
+            net, loss=functional.cross_entropy, optimizer=optimizer, scheduler=plateau
+        )
+        async with trainer:
+            await trainer.fit((x, y), epochs=3, validation=(x, y))
+
+    asyncio.run(main())
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.001)
+
+
+def test_training_goes_on_while_somebody_holds_the_gil():
+    net = mlp()
+    x, y = digits()
+    optimizer = torch.optim.SGD(net.parameters(), 0.01)
+
+    async def main():
+        trainer = ml.Trainer(net, loss=functional.cross_entropy, optimizer=optimizer)
+        async with trainer:
+            run = trainer.fit((x, y), epochs=100_000, batch_size=16)
+            async for progress in run:
+                if progress.step > 100:
+                    break
+            before = run._steps.done
+            until = time.monotonic() + 0.3
+            hold_the_gil(0.3)
+            assert time.monotonic() >= until
+            during = run._steps.done - before
+            run.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await run
+            return during
+
+    # Steps of some 100 µs: thousands, were it alone.
+    assert asyncio.run(main()) > 100
+
+
+def hold_the_gil(seconds):
+    """Without a single switch to another thread."""
+    import ctypes
+
+    libc = ctypes.PyDLL(None)
+    libc.usleep(int(seconds * 1e6))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"module": 3}, TypeError, "module"),
+        ({"loss": 3}, TypeError, "loss"),
+        ({"optimizer": 3}, TypeError, "optimizer.*int"),
+        ({"optimizer": "lbfgs"}, TypeError, "AdamW"),
+        ({"scheduler": 3}, TypeError, "scheduler"),
+        ({"accumulate": 0}, ValueError, "accumulate"),
+        ({"clip_norm": -1.0}, ValueError, "clip_norm"),
+        ({"threads": 0}, ValueError, "threads"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_wrong_arguments_are_refused_where_they_are_given(change, error, words):
+    net = mlp()
+    arguments = {
+        "module": net,
+        "loss": functional.cross_entropy,
+        "optimizer": torch.optim.SGD(net.parameters(), 0.1),
+    } | change
+    if change.get("optimizer") == "lbfgs":
+        arguments["optimizer"] = torch.optim.LBFGS(net.parameters())
+    with pytest.raises(error, match=words):
+        ml.Trainer(arguments.pop("module"), **arguments)
+
+
+def test_what_the_step_does_not_take_is_an_input_error_and_nothing_is_trained():
+    net = mlp()
+    before = copy.deepcopy(net)
+    x, y = digits()
+
+    async def main():
+        trainer = ml.Trainer(
+            net,
+            loss=functional.cross_entropy,
+            optimizer=torch.optim.SGD(net.parameters(), 0.1),
+        )
+        async with trainer:
+            with pytest.raises(InputError, match="reduction dim.*float32.32, 5."):
+                await trainer.fit((x[:, :5], y))
+            with pytest.raises(BackendError, match="same dtype"):
+                await trainer.fit((x.double(), y))
+            assert_same_state(net, before)
+            await trainer.fit((x, y))
+            after = copy.deepcopy(net)
+            with pytest.raises(InputError, match="batch"):
+                await trainer.fit((x[:, :5], y))
+            with pytest.raises(InputError, match="float32"):
+                await trainer.fit((x.double(), y))
+            with pytest.raises(BackendError, match="out of bounds|Target"):
+                await trainer.fit((x, y + 100))
+            assert_same_state(net, after)
+
+    asyncio.run(main())
+
+
+def test_a_branch_on_values_is_named_with_its_line():
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(64, 10)
+
+        def forward(self, x):
+            if x.sum() > 0:  # the branch
+                return self.fc(x)
+            return -self.fc(x)
+
+    net = Branching()
+
+    async def main():
+        trainer = ml.Trainer(
+            net,
+            loss=functional.cross_entropy,
+            optimizer=torch.optim.SGD(net.parameters(), 0.1),
+        )
+        async with trainer:
+            with pytest.raises(LoadError, match=r"test_trainer.py:\d+.*# the branch"):
+                await trainer.fit(digits())
+
+    asyncio.run(main())
+
+
+def test_other_tasks_go_on_while_it_trains():
+    net = mlp()
+    x, y = digits()
+
+    async def main():
+        trainer = ml.Trainer(
+            net,
+            loss=functional.cross_entropy,
+            optimizer=torch.optim.SGD(net.parameters(), 0.1),
+        )
+        async with trainer:
+            await trainer.step(x, y)
+            run = trainer.fit((x, y), epochs=200)
+            turns = 0
+            while not run.done():
+                await asyncio.sleep(0)
+                turns += 1
+            assert turns > 100
+            return (await run).steps
+
+    assert asyncio.run(main()) == 200 * 4

@@ -1,0 +1,148 @@
+"""Learning rates worked out ahead are those that PyTorch's own loop goes through."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+pytestmark = pytest.mark.torch
+
+from torch.optim import lr_scheduler as lrs  # noqa: E402
+from training_nets import batches, run_steps, same_state, torch_loop, trace, twins  # noqa: E402
+
+from pyasyncml.training._schedule import Schedule, varying  # noqa: E402
+
+
+def adam(parameters):
+    return torch.optim.Adam(parameters, lr=0.01)
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
+
+
+SCHEDULERS = {
+    "StepLR": lambda o: lrs.StepLR(o, 2, 0.5),
+    "MultiStepLR": lambda o: lrs.MultiStepLR(o, [2, 3, 7]),
+    "LambdaLR": lambda o: lrs.LambdaLR(o, lambda n: 0.9**n),
+    "CosineAnnealingWarmRestarts": lambda o: lrs.CosineAnnealingWarmRestarts(o, 4),
+    "SequentialLR": lambda o: lrs.SequentialLR(
+        o, [lrs.LinearLR(o, 0.1, total_iters=3), lrs.ExponentialLR(o, 0.9)], [3]
+    ),
+    "ChainedScheduler": lambda o: lrs.ChainedScheduler(
+        [lrs.ConstantLR(o, 0.1, 4), lrs.ExponentialLR(o, 0.9)]
+    ),
+    "OneCycleLR": lambda o: lrs.OneCycleLR(o, 0.1, total_steps=40),
+    "CyclicLR": lambda o: lrs.CyclicLR(o, 0.01, 0.1, 3),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer", "cadence"),
+    [
+        *((name, sgd, "step") for name in SCHEDULERS),
+        *((name, adam, "epoch") for name in ("StepLR", "SequentialLR", "OneCycleLR")),
+        ("OneCycleLR", adam, "step"),
+        ("LambdaLR", adam, "step"),
+    ],
+)
+def test_a_scheduler_has_the_effect_that_it_has_in_pytorch(name, optimizer, cadence):
+    ours, theirs, data = twins("mlp", optimizer)
+    scheduler, reference = SCHEDULERS[name](ours[1]), SCHEDULERS[name](theirs[1])
+    step = trace(*ours, data, varying=varying(scheduler))
+    schedule = Schedule(step, scheduler, cadence, steps_per_epoch=4)
+    parts = list(batches(11, *data))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = run_steps(step, iter(parts[:5]), schedule)
+        got += run_steps(step, iter(parts[5:]), schedule)
+    assert got == torch_loop(
+        *theirs, iter(parts), scheduler=reference, every=1 if cadence == "step" else 4
+    )
+    assert same_state(ours[0].state_dict(), theirs[0].state_dict())
+    assert same_state(ours[1].state_dict(), theirs[1].state_dict())
+    assert scheduler.get_last_lr() == reference.get_last_lr()
+
+
+def test_working_out_a_table_leaves_optimizer_and_scheduler_alone():
+    (module, optimizer), _, data = twins("mlp", adam)
+    scheduler = lrs.StepLR(optimizer, 1, 0.5)
+    schedule = Schedule(trace(module, optimizer, data), scheduler, "step")
+    before = repr(optimizer.state_dict()), repr(scheduler.state_dict())
+    rates = schedule.learning_rates(3)
+    assert rates.tolist() == [[0.01], [0.005], [0.0025]]
+    table = schedule.table(4)
+    assert table.shape == (4, len(schedule.step.columns))
+    assert table.flags.c_contiguous
+    assert (repr(optimizer.state_dict()), repr(scheduler.state_dict())) == before
+
+
+def test_the_table_of_plain_optimizers_has_the_learning_rate_of_each_bucket():
+    (module, optimizer), _, data = twins(
+        "mlp",
+        lambda p: torch.optim.Adam(
+            [
+                {"params": group, "lr": lr}
+                for group, lr in zip(list(p), (1, 2, 3, 4), strict=True)
+            ],
+            fused=True,
+        ),
+    )
+    step = trace(module, optimizer, data)
+    assert step.columns == ("lr[0]", "lr[1]", "lr[2]", "lr[3]")
+    assert Schedule(step).table(2).tolist() == [[1, 2, 3, 4]] * 2
+
+
+def test_a_table_is_called_constant_only_where_it_is():
+    for make, constant in (
+        (sgd, True),
+        (lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, dampening=0.1), False),
+        (adam, False),
+        (lambda p: torch.optim.Adam(p, fused=True), True),
+        (lambda p: torch.optim.RMSprop(p), True),
+        (lambda p: torch.optim.Adagrad(p, lr_decay=0.1), False),
+    ):
+        (module, optimizer), _, data = twins("mlp", make)
+        schedule = Schedule(trace(module, optimizer, data))
+        rows = schedule.table(3).tolist()
+        assert (rows[0] == rows[1] == rows[2]) == schedule.constant == constant
+
+
+def test_a_plateau_takes_the_metric_of_each_epoch():
+    (module, optimizer), _, data = twins("mlp", sgd)
+    scheduler = lrs.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
+    schedule = Schedule(
+        trace(module, optimizer, data), scheduler, "epoch", steps_per_epoch=2
+    )
+    assert schedule.needs_metric
+    schedule.advance(2)
+    schedule.advance_with(1.0)
+    schedule.advance(2)
+    schedule.advance_with(1.0)
+    assert optimizer.param_groups[0]["lr"] == 0.005
+    with pytest.raises(ValueError, match="takes a metric"):
+        Schedule(schedule.step, scheduler, "step")
+
+
+def test_what_is_no_scheduler_of_this_optimizer_is_refused():
+    (module, optimizer), (_, other), data = twins("mlp", sgd)
+    step = trace(module, optimizer, data)
+    with pytest.raises(TypeError, match="got float"):
+        Schedule(step, 0.1)
+    with pytest.raises(ValueError, match="another optimizer"):
+        Schedule(step, lrs.StepLR(other, 1))
+    with pytest.raises(ValueError, match="'step' or 'epoch'"):
+        Schedule(step, None, "week")
+    with pytest.raises(ValueError, match="steps_per_epoch"):
+        Schedule(step, lrs.StepLR(optimizer, 1), "epoch").table(3)
+
+
+def test_a_scheduler_of_more_than_the_traced_hyperparameters_is_refused():
+    (module, optimizer), _, data = twins("mlp", sgd)
+    scheduler = SCHEDULERS["OneCycleLR"](optimizer)
+    schedule = Schedule(trace(module, optimizer, data), scheduler, "step")
+    with pytest.raises(ValueError, match="changes more than the learning rate"):
+        schedule.table(3)
