@@ -300,7 +300,7 @@ def test_another_entry_than_the_bundles_is_refused(bundle):
 def in_process(program, **environment):
     """What a program says in a process of its own."""
     names = ("PYASYNCML_XLA_OPTIONS", "PYASYNCML_XLA_PLATFORM")
-    names += ("PJRT_NAMES_AND_LIBRARY_PATHS",)
+    names += ("PJRT_NAMES_AND_LIBRARY_PATHS", "TF_CPP_MIN_LOG_LEVEL")
     inherited = {k: v for k, v in os.environ.items() if k not in names}
     done = subprocess.run(
         [sys.executable, "-c", program],

@@ -44,6 +44,8 @@ def capsule() -> Any:
 
 
 def _open(module: Any) -> None:
+    # As JAX does: what XLA says of its options goes to stderr otherwise.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     wanted = os.environ.get("PYASYNCML_XLA_PLATFORM")
     options = _options(os.environ.get("PYASYNCML_XLA_OPTIONS", ""))
     reasons = []
