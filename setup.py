@@ -175,6 +175,7 @@ setup(
         core_extension(),
         plain_extension("onnxruntime"),
         plain_extension("tensorflow"),
+        plain_extension("xla"),
         *torch_extensions(),
     ],
     cmdclass={"build_ext": build_ext, "build_py": build_py},

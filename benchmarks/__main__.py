@@ -22,6 +22,7 @@ SUITES = {
     "text": suites.text_suite,
     "streams": suites.streams_suite,
     "train": suites.train_suite,
+    "xla": suites.xla_suite,
 }
 
 

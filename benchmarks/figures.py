@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import filetypes, graph, overload, savedmodels, streams, train
+from . import filetypes, graph, overload, savedmodels, streams, train, xla
 from .load import Run
 from .models import NATIVE_ROWS as BATCH_ROWS
 from .quantiles import Spread
@@ -163,6 +163,9 @@ def figures(results: Results) -> list[Figure]:
             _train(reader, workload)
     if reader.has(train.ECHO):
         _beside_training(reader)
+    for workload, instances in ((xla.TINY, 1), (xla.LARGE, 1), (xla.FOUR, xla.DEVICES)):
+        if reader.has(workload):
+            _xla(reader, workload, instances)
     return reader.figures
 
 
@@ -426,3 +429,24 @@ def _beside_training(reader: _Reader) -> None:
         )
         target = 2.0 if name == "trainer.fit" else None
         reader.add(text, _divided(lag, alone), AT_MOST if target else None, target)
+
+
+def _xla(reader: _Reader, workload: str, instances: int) -> None:
+    for in_flight in xla.IN_FLIGHT:
+        for ours in ("native", "native, batched"):
+            for peer in ("to_thread", "greedy"):
+                reader.add(
+                    f"{workload}, {in_flight} in flight: {ours} / jax.jit in {peer}, "
+                    "requests per second",
+                    _divided(
+                        reader.rounds(throughput, ours, workload, in_flight, instances),
+                        reader.rounds(throughput, peer, workload, in_flight, instances),
+                    ),
+                )
+        reader.add(
+            f"{workload}, {in_flight} in flight: loop lag p99, native / to_thread",
+            _divided(
+                reader.rounds(lag_p99, "native", workload, in_flight, instances),
+                reader.rounds(lag_p99, "to_thread", workload, in_flight, instances),
+            ),
+        )

@@ -24,6 +24,7 @@ from . import (
     streams,
     text,
     train,
+    xla,
 )
 from .contenders import Contender, Starter, Workload
 from .load import Run
@@ -433,3 +434,18 @@ async def train_suite(results: Results, plan: Plan) -> None:
         await workload.close()
     finally:
         torch.set_num_threads(threads)
+
+
+async def xla_suite(results: Results, plan: Plan) -> None:
+    if missing := xla.missing():
+        say(f"xla: skipped, for want of {', '.join(missing)} (benchmarks/README.md)")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for workload in xla.workloads(Path(folder)):
+            say(workload.name)
+            stage = Stage(results, plan, workload)
+            await stage.open(xla.starters())
+            for turn in range(plan.rounds):
+                for in_flight in xla.IN_FLIGHT:
+                    await stage.closed(turn, in_flight)
+            await stage.close()

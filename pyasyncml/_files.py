@@ -10,7 +10,7 @@ import zipfile
 from ._onnx_file import is_onnx
 from .errors import LoadError
 
-BACKENDS = ("torch", "onnxruntime", "tensorflow")
+BACKENDS = ("torch", "onnxruntime", "tensorflow", "xla")
 _SHORT = {"onnx": "onnxruntime"}
 
 
@@ -91,11 +91,14 @@ def _identify_content(path: str, magic: bytes) -> str:
         )
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [member.partition("/")[2] for member in archive.namelist()]
+            names = archive.namelist()
     except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
         raise LoadError(
             f"{path}: is a damaged or truncated archive ({error})"
         ) from error
+    if {"manifest", "programs/0"} <= set(names):
+        return "xla"
+    members = [name.partition("/")[2] for name in names]
     found = _kind_of_archive(members)
     if found is not None:
         return found

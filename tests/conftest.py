@@ -232,7 +232,7 @@ def _leaves_nothing_behind(
     census = Census(
         only_our_threads=any(
             request.node.get_closest_marker(name)
-            for name in ("torch", "leaves_threads")
+            for name in ("torch", "xla", "leaves_threads")
         ),
         with_objects=not isinstance(request.instance, unittest.TestCase),  # it lives on
     )

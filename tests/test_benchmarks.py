@@ -24,6 +24,7 @@ from benchmarks import (
     savedmodels,
     streams,
     train,
+    xla,
 )
 from benchmarks.beat import Beat
 from benchmarks.contenders import (
@@ -261,6 +262,21 @@ def test_the_train_suite_measures_every_loop_and_the_clients_beside(
     beside = {cell.contender for cell in results.cells if cell.workload == train.ECHO}
     assert beside == set(train.BESIDE)
     assert all(run.requests > 0 for (run,) in results.cells.values())
+    for figure in figures(results):
+        assert figure.text in text
+
+
+@pytest.mark.xla
+def test_the_xla_suite_measures_everyone_on_one_device_and_on_four(
+    tmp_path: Path,
+) -> None:
+    results, text = smoke("xla", tmp_path)
+    expected = (
+        set() if xla.missing() else {(xla.TINY, 1), (xla.LARGE, 1), (xla.FOUR, 4)}
+    )
+    assert {(cell.workload, cell.instances) for cell in results.cells} == expected
+    everyone = set() if xla.missing() else set(xla.starters())
+    assert {cell.contender for cell in results.cells} == everyone
     for figure in figures(results):
         assert figure.text in text
 

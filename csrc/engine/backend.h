@@ -43,13 +43,20 @@ struct paml_spec {
     uint32_t optional;    /* 1: has a default, may be left out */
 };
 
+/* Whether instances keep state from one run to the next. */
+enum paml_stateful {
+    PAML_STATE_NONE = 0,
+    PAML_STATE_KEPT,
+    PAML_STATE_TRAINED, /* and it is what runs are for: a warm-up would spoil it */
+};
+
 /* One function of a loaded program: "forward", a SavedModel signature, … */
 struct paml_entry {
     const char *name;
     uint32_t n_inputs, n_outputs;
     const struct paml_spec *inputs, *outputs;
     uint32_t variadic; /* 1: takes any number of positional inputs of any kind */
-    uint32_t stateful; /* 1: instances keep state from one run to the next */
+    uint32_t stateful; /* enum paml_stateful */
 };
 
 struct paml_load_spec {

@@ -350,6 +350,9 @@ paml_device_name(DLDevice device, char *text, size_t size)
     case kDLExtDev:
         base = "privateuseone";
         break;
+    case PAML_DEVICE_XLA:
+        base = "xla";
+        break;
     default:
         snprintf(text, size, "device(type=%d):%d", (int)device.device_type,
                  (int)device.device_id);

@@ -32,6 +32,9 @@ extern "C" {
 
 #define PAML_MAX_RANK 64
 
+/* A device_type for the devices of an XLA plugin; DLPack has none. */
+#define PAML_DEVICE_XLA 240
+
 /* Part of the backend ABI: append only. */
 enum paml_kind {
     PAML_NONE = 0,

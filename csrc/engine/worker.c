@@ -163,7 +163,8 @@ worker_warm_up(struct paml_worker *worker, void *instance, struct paml_error *er
     pthread_mutex_lock(&model->lock);
     example = model->opening;
     pthread_mutex_unlock(&model->lock);
-    if (example == NULL || example->n_inputs == 0 || model->warmup_runs == 0) {
+    if (example == NULL || example->n_inputs == 0 || model->warmup_runs == 0 ||
+        model->entry->stateful == PAML_STATE_TRAINED) {
         return PAML_OK;
     }
     worker_take_tokens(worker);

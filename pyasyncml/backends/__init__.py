@@ -12,7 +12,7 @@ from .. import _core
 from ..errors import LoadError
 
 # DLDeviceType of the DLPack standard.
-_DEVICE_TYPES = {"cpu": 1, "cuda": 2, "mps": 8, "rocm": 10, "xpu": 14}
+_DEVICE_TYPES = {"cpu": 1, "cuda": 2, "mps": 8, "rocm": 10, "xpu": 14, "xla": 240}
 _DEVICE_NAMES = {number: name for name, number in _DEVICE_TYPES.items()}
 
 Devices = tuple[tuple[str, tuple[int, int]], ...]
@@ -73,7 +73,7 @@ def devices() -> list[Device]:
     Loads the frameworks that are installed: call it from `call` where that matters.
     """
     found = []
-    for backend in ("torch", "onnxruntime", "tensorflow"):
+    for backend in ("torch", "onnxruntime", "tensorflow", "xla"):
         try:
             capsule = load_backend(backend)
         except LoadError as error:

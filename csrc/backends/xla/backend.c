@@ -1,0 +1,74 @@
+/* The table of C functions. */
+#include "xla_backend.h"
+
+#include "client.h"
+#include "instance.h"
+#include "program.h"
+
+/* Thread: worker. GIL: not held, not taken. (Of all functions here but `devices`.) */
+static int
+xla_load(const struct paml_load_spec *spec, void **program, struct paml_error *err)
+{
+    char name[PAML_XLA_THREAD_NAME], ignored[PAML_XLA_THREAD_NAME];
+    struct paml_xla_program *loaded = NULL;
+    int code;
+
+    paml_xla_rename_thread(PAML_XLA_THREADS, name);
+    code = paml_xla_program_load(spec, &loaded, err);
+    paml_xla_rename_thread(name, ignored);
+    *program = loaded;
+    return code;
+}
+
+static void
+xla_unload(void *program)
+{
+    paml_xla_program_unload(program);
+}
+
+static const struct paml_entry *
+xla_describe(void *program)
+{
+    return &((struct paml_xla_program *)program)->entry;
+}
+
+/* `threads` is not for us to set: XLA's platforms have pools of their own. */
+static int
+xla_open(void *program, DLDevice device, int threads, void **instance,
+         struct paml_error *err)
+{
+    struct paml_xla_instance *opened = NULL;
+    int code = paml_xla_instance_open(program, device, &opened, err);
+
+    (void)threads;
+    *instance = opened;
+    return code;
+}
+
+static int
+xla_run(void *instance, struct paml_run *run, struct paml_error *err)
+{
+    return paml_xla_instance_run(instance, run, err);
+}
+
+static void
+xla_close(void *instance)
+{
+    paml_xla_instance_close(instance);
+}
+
+struct paml_backend paml_xla_backend = {
+    .abi_version = PAML_ABI_VERSION,
+    .struct_size = sizeof(struct paml_backend),
+    .name = "xla",
+    .version = "", /* the client's, once it is there */
+    .load = xla_load,
+    .unload = xla_unload,
+    .describe = xla_describe,
+    .open = xla_open,
+    .run = xla_run,
+    .close = xla_close,
+    .devices = paml_xla_devices,
+    /* The plugin's own threads do the work, on the CPU too. */
+    .computes = 0,
+};

@@ -1,0 +1,141 @@
+#include "instance.h"
+
+#include <stdlib.h>
+
+static int
+allocate(struct paml_xla_instance *instance)
+{
+    const struct paml_xla_bundle *bundle = &instance->program->bundle;
+    const size_t n_inputs = bundle->n_inputs + 1; /* none is not nothing */
+    const size_t n_held = bundle->n_weights + bundle->n_state + 1;
+    const size_t n_results = bundle->n_state + bundle->n_outputs + 1;
+    /* At most an event for each input and each result, and one for the run. */
+    const size_t n_events = n_inputs + n_results + 1;
+
+    instance->weights = calloc(bundle->n_weights + 1, sizeof(struct pjrt_buffer *));
+    instance->state = calloc(bundle->n_state + 1, sizeof(struct pjrt_buffer *));
+    instance->leaves = calloc(n_inputs, sizeof(const struct paml_value *));
+    instance->staging = calloc(n_inputs, sizeof(*instance->staging));
+    instance->numbers =
+        aligned_alloc(PAML_XLA_ALIGNMENT, n_inputs * sizeof(*instance->numbers));
+    instance->inputs = calloc(n_inputs, sizeof(struct pjrt_buffer *));
+    instance->arguments = calloc(n_inputs + n_held, sizeof(struct pjrt_buffer *));
+    instance->results = calloc(n_results, sizeof(struct pjrt_buffer *));
+    instance->outputs = calloc(n_results, sizeof(*instance->outputs));
+    instance->events = calloc(n_events, sizeof(struct pjrt_event *));
+    instance->held_events = calloc(n_held, sizeof(struct pjrt_event *));
+    paml_xla_latch_init(&instance->latch, instance->events, (uint32_t)n_events);
+    paml_xla_latch_init(&instance->held, instance->held_events, (uint32_t)n_held);
+    return instance->weights != NULL && instance->state != NULL &&
+                   instance->leaves != NULL && instance->staging != NULL &&
+                   instance->numbers != NULL && instance->inputs != NULL &&
+                   instance->arguments != NULL && instance->results != NULL &&
+                   instance->outputs != NULL && instance->events != NULL &&
+                   instance->held_events != NULL
+               ? 0
+               : -1;
+}
+
+/* The arrays of one folder of the bundle to the device. `lasts`: they may be used where
+   they lie, for as long as the bundle is open. */
+static int
+upload(struct paml_xla_instance *instance, const char *folder,
+       const struct paml_xla_array *arrays, uint32_t count, bool lasts,
+       struct pjrt_buffer **buffers, struct paml_error *err)
+{
+    const unsigned char *data;
+    size_t size;
+    int code;
+
+    for (uint32_t i = 0; i < count; i++) {
+        code = paml_xla_bundle_member(&instance->program->bundle, folder, i, &data,
+                                      &size, err);
+        if (code != PAML_OK) {
+            return code;
+        }
+        if (size != paml_xla_array_bytes(&arrays[i], 0)) {
+            return paml_fail(err, PAML_ERR_LOAD,
+                             "the bundle is damaged: %s/%u has %zu bytes", folder,
+                             (unsigned)i, size);
+        }
+        code = paml_xla_buffer_new(&arrays[i], data, 0, lasts, instance->device,
+                                   &instance->held, &buffers[i], err);
+        if (code != PAML_OK) {
+            return code;
+        }
+    }
+    return PAML_OK;
+}
+
+/* Thread: worker. GIL: not held. Locks: none. */
+int
+paml_xla_instance_open(const struct paml_xla_program *program, DLDevice device,
+                       struct paml_xla_instance **result, struct paml_error *err)
+{
+    const struct paml_xla_bundle *bundle = &program->bundle;
+    struct paml_xla_instance *instance;
+    struct pjrt_device *found;
+    int code;
+
+    code = paml_xla_find_device(device, &found, err);
+    if (code != PAML_OK) {
+        return code;
+    }
+    instance = calloc(1, sizeof(*instance));
+    if (instance == NULL) {
+        return paml_fail(err, PAML_ERR_MEMORY, "no memory for the instance");
+    }
+    instance->program = program;
+    instance->device = found;
+    if (allocate(instance) < 0) {
+        code = paml_fail(err, PAML_ERR_MEMORY, "no memory for the instance");
+    }
+    if (code == PAML_OK) {
+        code = upload(instance, "weights", bundle->weights, bundle->n_weights, true,
+                      instance->weights, err);
+    }
+    if (code == PAML_OK) {
+        code = upload(instance, "state", bundle->state, bundle->n_state, false,
+                      instance->state, err);
+    }
+    if (code != PAML_OK) {
+        paml_xla_instance_close(instance);
+        return code;
+    }
+    *result = instance;
+    return PAML_OK;
+}
+
+/* Thread: worker. GIL: not held. Locks: none. */
+void
+paml_xla_instance_close(struct paml_xla_instance *instance)
+{
+    const struct paml_xla_bundle *bundle = &instance->program->bundle;
+    struct paml_error ignored;
+
+    for (uint32_t i = 0; instance->weights != NULL && i < bundle->n_weights; i++) {
+        paml_xla_buffer_destroy(instance->weights[i]);
+    }
+    for (uint32_t i = 0; instance->state != NULL && i < bundle->n_state; i++) {
+        paml_xla_buffer_destroy(instance->state[i]);
+    }
+    /* The plugin may use the bundle's memory until it says that it is done. */
+    paml_xla_latch_wait(&instance->held, &ignored);
+    for (uint32_t i = 0; instance->staging != NULL && i < bundle->n_inputs; i++) {
+        free(instance->staging[i].data);
+    }
+    paml_xla_latch_destroy(&instance->latch);
+    paml_xla_latch_destroy(&instance->held);
+    free(instance->weights);
+    free(instance->state);
+    free(instance->leaves);
+    free(instance->staging);
+    free(instance->numbers);
+    free(instance->inputs);
+    free(instance->arguments);
+    free(instance->results);
+    free(instance->outputs);
+    free(instance->events);
+    free(instance->held_events);
+    free(instance);
+}
