@@ -41,7 +41,7 @@ import dataclasses, pathlib, sys
 from pyasyncml import demo
 from pyasyncml.demo import run
 
-run.QUICK = dataclasses.replace(run.QUICK, epochs=0, seconds_of_audio=2.0)
+run.QUICK = dataclasses.replace(run.QUICK, epochs=1, seconds_of_audio=2.0)
 sys.exit(demo.main(quick=True, plot=pathlib.Path("lag.png")))
 """
 
@@ -52,7 +52,7 @@ def test_demo_exits_with_one_where_the_net_has_not_learnt(tmp_path: Path) -> Non
         command, capture_output=True, text=True, check=False, cwd=tmp_path
     )
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "below 0.95" in done.stdout
+    assert "below 0.97" in done.stdout
 
 
 def test_demo_names_what_is_not_installed(
@@ -67,7 +67,9 @@ def test_net_learns_the_digits_and_leaves_the_random_state_alone() -> None:
     data = digits.load_data()
     assert len(data.train_labels) + len(data.test_labels) == 1797
     before = torch.get_rng_state()
-    net = digits.train(data, epochs=run.QUICK.epochs)
+    trained = asyncio.run(digits.train(data, epochs=run.QUICK.epochs))
+    assert trained.served > 0
+    net = trained.net
     assert torch.equal(torch.get_rng_state(), before)
     with torch.inference_mode():
         called = net(data.test_images).argmax(dim=1)

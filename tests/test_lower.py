@@ -290,7 +290,7 @@ def test_wrong_descriptions_are_errors_and_not_crashes():
 
     kept: list[Any] = []
     original = _lower.graph_of
-    _lower.graph_of = lambda description, keep: kept.append(description)
+    _lower.graph_of = lambda description, *_: kept.append(description)
     try:
         lower(gm)
     finally:

@@ -339,6 +339,8 @@ def hold_the_gil(seconds):
         ({"accumulate": 0}, ValueError, "accumulate"),
         ({"clip_norm": -1.0}, ValueError, "clip_norm"),
         ({"threads": 0}, ValueError, "threads"),
+        ({"device": "cuda:0"}, ValueError, "is on cpu, not on cuda:0"),
+        ({"device": "tape"}, ValueError, "device"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )

@@ -68,6 +68,7 @@ class TorchProgram:
         accumulate: int,
         autocast: Any,
         seed: int,
+        device: str | None,
         threads: int,
     ) -> None:
         if not isinstance(module, torch.nn.Module):
@@ -75,6 +76,8 @@ class TorchProgram:
                 f"module: expected a torch.nn.Module, got {type(module).__name__}"
             )
         check_options(loss, clip_norm, accumulate)
+        if device is not None:
+            _check_device(module, device)
         rules_of(optimizer)
         check_scheduler(optimizer, scheduler, scheduler_interval)
         if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
@@ -352,6 +355,20 @@ class _Rows:
         if self.constant:
             return np.tile(np.array(next(self._rows)), (steps, 1))
         return np.array([next(self._rows) for _ in range(steps)], dtype=np.float64)
+
+
+def _check_device(module: torch.nn.Module, name: str) -> None:
+    parse_devices(name)
+    expected = torch.device(name)
+    for path, parameter in module.named_parameters():
+        if parameter.device.type != expected.type or (
+            (expected.index or 0) != (parameter.device.index or 0)
+        ):
+            raise ValueError(
+                f"device: the module's {path!r} is on {parameter.device}, not on "
+                f"{name}; move the module there (module.to(device)) before its "
+                "optimizer is made"
+            )
 
 
 def _tensors(batch: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:

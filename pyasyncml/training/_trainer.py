@@ -80,8 +80,30 @@ class Trainer:
         accumulate: int = 1,
         autocast: Any = None,
         seed: int | None = None,
+        device: str | None = None,
         threads: int = 1,
     ) -> None:
+        """`loss`: any callable, ``loss(module(*inputs), target)``, or ``loss(module,
+        *batch)`` where its first parameter is named ``module`` or ``model``; a scalar
+        tensor, or one and a dict of scalar tensors, the metrics.
+        `optimizer`: SGD, Adam, AdamW, RMSprop or Adagrad of torch.optim, over the
+        module's parameters; fastest with ``fused=True``.
+        `scheduler`: of torch.optim.lr_scheduler, stepped after each epoch, or each step
+        with ``scheduler_interval="step"``; one that follows a metric gets the loss of
+        the validation, or of the epoch.
+        `clip_norm`: the gradients' norm at most. `accumulate`: a batch is cut into so
+        many parts, whose gradients are averaged. `autocast`: ``torch.bfloat16`` or a
+        ``torch.autocast``. `seed`: of the order of the rows and of dropout; None: a
+        new one. `device`: where the module is expected to be; it is trained where its
+        parameters are. `threads`: intra-op threads of a step.
+
+        The module is in the mode (train or eval) that it is in. One trainer at a time
+        drives a module; models loaded from it serve copies from then on
+        (`Model.update_weights`).
+
+        Raises `TypeError` and `ValueError` for what isn't supported, and `Error` where
+        another trainer drives the module.
+        """
         from ._torch_program import TorchProgram
 
         if seed is None:
@@ -96,6 +118,7 @@ class Trainer:
             accumulate=accumulate,
             autocast=autocast,
             seed=seed,
+            device=device,
             threads=threads,
         )
         self._init(program, seed)
