@@ -18,10 +18,8 @@ def python_blocks() -> list[str]:
 
 
 @pytest.mark.torch
-def test_readme_code_runs_on_an_exported_model(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
-    torch.jit.script(net).save(str(tmp_path / "digits.pt"))
+def test_readme_code_runs_as_it_stands(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
     (block,) = python_blocks()
     done = subprocess.run(
         [sys.executable, "-c", block],
@@ -31,4 +29,4 @@ def test_readme_code_runs_on_an_exported_model(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["torch.Size([1, 10])", "64 scored"]
+    assert done.stdout.splitlines() == ["(1, 10) 64 scored", "48 steps"]
