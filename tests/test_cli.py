@@ -30,6 +30,7 @@ def test_help_names_the_commands_and_loads_no_framework() -> None:
         assert command in done.stdout
 
 
+@pytest.mark.leaves_threads
 def test_module_runs_as_a_program() -> None:
     command = [sys.executable, "-m", "pyasyncml", "devices"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
