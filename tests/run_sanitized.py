@@ -138,6 +138,22 @@ def read_reports() -> tuple[list[str], int]:
     return found, unchecked
 
 
+#: What these spend their time on is Python or the frameworks, and what of ours they run
+#: other tests run as well: left out, or the sanitizers would take twice the tests' time.
+PYTHON_ONLY = (
+    "examples",
+    "tests/test_benchmarks.py",
+    "tests/test_demo.py",
+    "tests/test_export.py",
+    "tests/test_optimizers.py",
+    "tests/test_schedule.py",
+    "tests/test_checkpoint.py",
+    "tests/test_traced_step.py",
+    "tests/test_torch_shim_build.py",
+    "tests/test_xla_isolated.py",
+)
+
+
 def main() -> int:
     copy_sources()
     plain = dict(os.environ)
@@ -150,7 +166,8 @@ def main() -> int:
     # UBSan says last must not be lost with the process.
     tests = [sys.executable, "-m", "pytest", "-q"]
     tests += ["-o", "timeout=300", "-o", "faulthandler_timeout=600"]
-    tests += ["--capture=sys", "--ignore=tests/test_benchmarks.py", *sys.argv[1:]]
+    tests += ["--capture=sys", *(f"--ignore={name}" for name in PYTHON_ONLY)]
+    tests += sys.argv[1:]
     status = subprocess.run(tests, cwd=TREE, env=environment, check=False).returncode
     found, unchecked = read_reports()
     for report in found:
