@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ._copies import copy_all
 from .errors import Error, LoadError
 
 if TYPE_CHECKING:
@@ -90,10 +91,8 @@ def copy_of(module: Any) -> dict[str, torch.Tensor]:
 
     tensors = tensors_of(module)
     unique = {id(tensor): tensor for tensor in tensors.values()}
-    with torch.no_grad():
-        copies = [torch.empty_like(t, requires_grad=False) for t in unique.values()]
-        if copies:
-            torch._foreach_copy_(copies, [t.detach() for t in unique.values()])
+    copies = [torch.empty_like(t, requires_grad=False) for t in unique.values()]
+    copy_all(copies, list(unique.values()))
     by_id = dict(zip(unique, copies, strict=True))
     return {name: by_id[id(tensor)] for name, tensor in tensors.items()}
 

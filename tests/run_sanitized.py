@@ -145,10 +145,9 @@ PYTHON_ONLY = (
     "tests/test_benchmarks.py",
     "tests/test_demo.py",
     "tests/test_export.py",
-    "tests/test_optimizers.py",
-    "tests/test_schedule.py",
     "tests/test_checkpoint.py",
     "tests/test_traced_step.py",
+    "tests/test_training_schedule.py",
     "tests/test_torch_shim_build.py",
     "tests/test_xla_isolated.py",
 )

@@ -28,6 +28,7 @@ from training_nets import (  # noqa: E402
 )
 
 from pyasyncml import LoadError  # noqa: E402
+from pyasyncml._weights import copy_of  # noqa: E402
 from pyasyncml.training._checkpoint import (  # noqa: E402
     load_checkpoint,
     restore_checkpoint,
@@ -35,7 +36,6 @@ from pyasyncml.training._checkpoint import (  # noqa: E402
     take_checkpoint,
 )
 from pyasyncml.training._schedule import Schedule  # noqa: E402
-from pyasyncml.training._snapshot import Snapshot  # noqa: E402
 
 
 class Run:
@@ -276,18 +276,11 @@ def test_kill_at_any_moment_leaves_the_last_good_checkpoint(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_snapshot_is_of_one_moment_in_memory_of_its_own():
+def test_a_modules_copy_is_memory_of_its_own_and_tied_tensors_stay_one():
     run = Run("convolutional")
-    snapshot = Snapshot(run.net)
+    run.net.tied = run.net[0].weight
+    copies = copy_of(run.net)
     before = {name: tensor.clone() for name, tensor in run.net.state_dict().items()}
     run.train(0, 2)
-    assert same_state(snapshot.tensors, before)
-    places = [tensor.data_ptr() for tensor in snapshot.tensors.values()]
-    assert same_state(snapshot.take(), dict(run.net.state_dict()))
-    assert [tensor.data_ptr() for tensor in snapshot.tensors.values()] == places
-    run.net[0].weight.data = torch.zeros(1)
-    with pytest.raises(ValueError, match="'0.weight' was"):
-        snapshot.take()
-    del run.net[5]
-    with pytest.raises(ValueError, match="came or went"):
-        snapshot.take()
+    assert same_state(copies, before)
+    assert copies["tied"] is copies["0.weight"]

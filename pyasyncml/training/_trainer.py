@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
@@ -19,43 +19,18 @@ from ..errors import BackendError, Error, InputError, ModelClosed
 from ..model import Model
 from . import _bar, _data
 from ._ahead import Table
-from ._history import Epoch, History
+from ._history import History
+from ._plan import DEFAULT_BATCH, OnEpoch, Plan
+from ._position import Position
 from ._program import Program, Schedule, numbers
 from ._run import TrainingRun, settled
 
-OnEpoch = Callable[[Epoch], Awaitable[Any]]
 Order = np.ndarray[Any, np.dtype[np.int64]]
 
 #: Rows whose order is drawn at a time: as many epochs as that holds run without Python.
 _ROWS_AHEAD = 1 << 18
 #: Steps whose values are kept natively at a time.
 _STEPS_AHEAD = 1 << 18
-_DEFAULT_BATCH = 32
-
-
-class Position:
-    """Where in the data training is, so that it can go on from there.
-
-    `epoch`: epochs that have ended, in the trainer's life. `step`: steps of the epoch
-    under way. `begin` and `epochs`: of the last `fit`, the epoch it began with and how
-    many it was to have. `seed`: of the order of the rows.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-        self.epoch = self.step = self.begin = self.epochs = 0
-
-    def as_dict(self) -> dict[str, int]:
-        return dict(vars(self))
-
-    def restore(self, state: dict[str, int]) -> None:
-        for name in vars(self):
-            setattr(self, name, int(state[name]))
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether the last `fit` has not come to its end."""
-        return self.epoch < self.begin + self.epochs
 
 
 class Trainer:
@@ -233,11 +208,12 @@ class Trainer:
             raise Error("a run of this trainer is under way: await or cancel it first")
         loop = asyncio.get_running_loop()
         bar = _bar.find() if progress else None
-        plan = _Plan(priority, prefetch, checked, on_epoch, stop_on_nan)
-        plan.publish, plan.publish_every = models, publish_every
+        plan = Plan(
+            priority, prefetch, checked, on_epoch, stop_on_nan, models, publish_every
+        )
         steps: int | None = None
         if isinstance(source, _data.Arrays):
-            plan.batch = min(batch_size or _DEFAULT_BATCH, source.rows)
+            plan.batch = min(batch_size or DEFAULT_BATCH, source.rows)
             plan.shuffle = shuffle is not False
             steps = epochs * _steps_per_epoch(source.rows, plan.batch)
         else:
@@ -271,7 +247,7 @@ class Trainer:
         position.epochs = epochs
 
     async def _drive(
-        self, run: TrainingRun, source: _data.Arrays | _data.Batches, plan: _Plan
+        self, run: TrainingRun, source: _data.Arrays | _data.Batches, plan: Plan
     ) -> History:
         position = self._position
         async with self._publishing(run, plan):
@@ -286,7 +262,7 @@ class Trainer:
     # --- arrays: the worker goes from step to step by itself ---
 
     async def _fit_arrays(
-        self, run: TrainingRun, source: _data.Arrays, plan: _Plan
+        self, run: TrainingRun, source: _data.Arrays, plan: Plan
     ) -> None:
         """As many epochs as need nothing from Python in between, or one."""
         position = self._position
@@ -336,7 +312,7 @@ class Trainer:
         self,
         run: TrainingRun,
         source: _data.Arrays,
-        plan: _Plan,
+        plan: Plan,
         order: Order,
         n_steps: int,
         per_epoch: int,
@@ -392,7 +368,7 @@ class Trainer:
         self,
         run: TrainingRun,
         source: _data.Arrays,
-        plan: _Plan,
+        plan: Plan,
         order: Order,
         rows: int,
     ) -> None:
@@ -414,7 +390,7 @@ class Trainer:
             raise cancelled
         _check_finite(run, plan, position)
 
-    def _order(self, rows: int, epochs: int, plan: _Plan) -> Order:
+    def _order(self, rows: int, epochs: int, plan: Plan) -> Order:
         """Which row comes when: of an epoch it depends on the seed and the epoch's
         number alone, so that an interrupted one can be gone on with."""
         if not plan.shuffle:
@@ -432,7 +408,7 @@ class Trainer:
     # --- batches: submitted ahead, run in turn ---
 
     async def _fit_batches(
-        self, run: TrainingRun, source: _data.Batches, plan: _Plan
+        self, run: TrainingRun, source: _data.Batches, plan: Plan
     ) -> None:
         """One epoch."""
         position = self._position
@@ -503,7 +479,7 @@ class Trainer:
         )
 
     async def _end_epoch(
-        self, run: TrainingRun, plan: _Plan, epoch: int, first: int, last: int
+        self, run: TrainingRun, plan: Plan, epoch: int, first: int, last: int
     ) -> None:
         if last == first:
             return
@@ -643,7 +619,7 @@ class Trainer:
                     await model.update_weights(self)
 
     @contextlib.asynccontextmanager
-    async def _publishing(self, run: TrainingRun, plan: _Plan) -> AsyncIterator[None]:
+    async def _publishing(self, run: TrainingRun, plan: Plan) -> AsyncIterator[None]:
         """Inside, models get the weights every so many steps, and in the end."""
         if not plan.publish:
             yield
@@ -687,33 +663,6 @@ class Trainer:
         await self.close()
 
 
-class _Plan:
-    """What `fit` was asked for."""
-
-    def __init__(
-        self,
-        priority: int,
-        prefetch: int,
-        validation: _data.Arrays | _data.Batches | None,
-        on_epoch: OnEpoch | None,
-        stop_on_nan: bool,
-    ) -> None:
-        self.priority = priority
-        self.prefetch = prefetch
-        self.validation = validation
-        self.on_epoch = on_epoch
-        self.stop_on_nan = stop_on_nan
-        self.batch = _DEFAULT_BATCH
-        self.shuffle = False
-        self.publish: list[Model] = []
-        self.publish_every = 0
-
-    @property
-    def epoch_ends(self) -> bool:
-        """Whether Python has something to do after each epoch."""
-        return self.validation is not None or self.on_epoch is not None
-
-
 def _steps_per_epoch(rows: int, batch: int) -> int:
     return -(-rows // batch)
 
@@ -725,7 +674,7 @@ def _length(source: Any) -> int | None:
         return None
 
 
-def _check_finite(run: TrainingRun, plan: _Plan, position: Position) -> None:
+def _check_finite(run: TrainingRun, plan: Plan, position: Position) -> None:
     if plan.stop_on_nan and run.losses and not np.isfinite(run.losses[-1]):
         raise BackendError(
             f"the loss is {run.losses[-1]} after step {len(run.losses)} of the run "
