@@ -138,8 +138,8 @@ def read_reports() -> tuple[list[str], int]:
     return found, unchecked
 
 
-#: What these spend their time on is Python or the frameworks, and what of ours they run
-#: other tests run as well: left out, or the sanitizers would take twice the tests' time.
+#: These spend their time on Python or the frameworks, and what of ours they run other
+#: tests run as well: left out, or the sanitizers would take twice the tests' time.
 PYTHON_ONLY = (
     "examples",
     "tests/test_benchmarks.py",
