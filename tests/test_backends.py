@@ -96,7 +96,9 @@ def images(data: Any) -> np.ndarray:
 @pytest.fixture(scope="module")
 def nets(data: Any) -> tuple[Net, Net]:
     """A net that is trained, and one that was for a moment only."""
-    return Net(digits.train(data, epochs=12)), Net(digits.train(data, epochs=1))
+    trained = (asyncio.run(digits.train(data, epochs=n)) for n in (20, 1))
+    good, other = (Net(found.net) for found in trained)
+    return good, other
 
 
 @pytest.fixture(scope="module")

@@ -124,7 +124,7 @@ def test_what_others_say_while_the_library_loads_is_said(models):
     numbers = {int(number) for number in re.findall(r"(\d+)\n", done.stderr)}
     said = set(range(int(done.stdout)))
     assert len(said) > 100
-    assert len(said - numbers) <= 4
+    assert len(said - numbers) <= len(said) // 100 + 4
 
 
 @pytest.mark.parametrize("how", ["keeps", "drops", "fork"])

@@ -15,7 +15,7 @@ async def main(path, how):
     # Runs of some tenths of a second, or for ever where somebody stops them.
     n = np.int64([2**60 if how == "stopped" else 3000])
     futures = [model.infer(x, n) for _ in range(4)]
-    while model.stats().running < 2:
+    while model.stats().running < 1:
         await asyncio.sleep(0)
     if how == "fork":
         child = os.fork()
