@@ -51,3 +51,8 @@ def call(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> _core.Futu
             "asyncio.run to call() where it needs a loop of its own"
         )
     return (_pool or _the_pool())._call(fn, *args, **kwargs)
+
+
+def withdraw(future: _core.Future[T]) -> bool:
+    """Takes back a `call` that has not begun; False: it goes on as it was."""
+    return bool((_pool or _the_pool())._withdraw(future))

@@ -167,6 +167,7 @@ class Steps:
         batch_rows: int,
         steps: int,
         stop_when_not_finite: bool,
+        loss: int = 0,
     ) -> None: ...
     @property
     def done(self) -> int: ...

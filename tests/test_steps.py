@@ -250,3 +250,27 @@ def test_arrays_and_orders_that_do_not_fit_are_refused(arrays, order, error):
                 _core.Steps(model, arrays, order, None, 0, 1, 4, 1, 4, False)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("columns", "values", "loss"), [(-2, 1, 0), (0, 1, 1), (0, 0, 0)]
+)
+def test_counts_that_cannot_be_are_refused(columns, values, loss):
+    async def main():
+        async with await echo() as model:
+            with pytest.raises(ValueError, match="columns"):
+                _core.Steps(
+                    model,
+                    (np.zeros(4),),
+                    None,
+                    None,
+                    columns,
+                    values,
+                    4,
+                    1,
+                    4,
+                    False,
+                    loss,
+                )
+
+    asyncio.run(main())

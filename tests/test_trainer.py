@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import operator
+import threading
 import time
 
 import numpy as np
 import pytest
 
 import pyasyncml as ml
-from pyasyncml import BackendError, InputError, LoadError
+from pyasyncml import BackendError, InputError, LoadError, ModelClosed
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
@@ -434,3 +436,155 @@ def test_other_tasks_go_on_while_it_trains():
             return (await run).steps
 
     assert asyncio.run(main()) == 200 * 4
+
+
+class Gated(nn.Module):
+    """Its Python, which only tracing runs, waits to be let go on."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+        self.begun, self.gate = threading.Event(), threading.Event()
+        self.gate.set()
+
+    def forward(self, x):
+        self.begun.set()
+        assert self.gate.wait(30)
+        return self.fc(x)
+
+    def hold(self):
+        self.begun.clear()
+        self.gate.clear()
+
+    async def traced(self):
+        assert await asyncio.to_thread(self.begun.wait, 30)
+
+
+def gated_trainer():
+    net = Gated()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    return net, ml.Trainer(net, loss=functional.cross_entropy, optimizer=optimizer)
+
+
+async def turns():
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def test_a_step_cancelled_while_it_is_traced_leaves_the_module_as_it_was():
+    net, trainer = gated_trainer()
+    parameters = list(net.parameters())
+
+    async def main():
+        async with trainer:
+            net.hold()
+            step = asyncio.create_task(trainer.step(*digits()))
+            await net.traced()
+            step.cancel()
+            await turns()
+            net.gate.set()
+            with pytest.raises(asyncio.CancelledError):
+                await step
+            assert all(map(operator.is_, net.parameters(), parameters))
+            assert (await trainer.step(*digits()))["loss"] > 0
+
+    asyncio.run(main())
+
+
+def test_nobody_looks_at_the_module_while_its_validation_is_traced(tmp_path):
+    net, trainer = gated_trainer()
+    x, y = digits()
+
+    async def main():
+        async with trainer, ml.load(net, inputs=(x,)) as model:
+            await trainer.step(x, y)
+            net.hold()
+            run = trainer.fit((x, y), validation=(x, y), publish=model, publish_every=1)
+            await net.traced()
+            others = asyncio.gather(
+                trainer.save(tmp_path / "saved"), trainer.step(x, y), trainer.step(x, y)
+            )
+            await turns()
+            net.gate.set()
+            before, after = (await others)[1:]
+            assert before["loss"] > after["loss"] > 0
+            validation = (await run).epochs[0].validation
+            assert validation["loss"] == pytest.approx(before["loss"], abs=1e-6)
+            await trainer.restore(tmp_path / "saved")
+
+    asyncio.run(main())
+
+
+def test_a_step_that_waits_when_the_trainer_is_closed_makes_no_model_anew():
+    net, trainer = gated_trainer()
+
+    async def main():
+        net.hold()
+        first = asyncio.create_task(trainer.step(*digits()))
+        second = asyncio.create_task(trainer.step(*digits()))
+        await net.traced()
+        closing = asyncio.create_task(trainer.close())
+        await turns()
+        net.gate.set()
+        assert (await first)["loss"] > 0
+        with pytest.raises(ModelClosed):
+            await second
+        await closing
+
+    asyncio.run(main())
+
+
+def test_a_step_on_another_shape_does_not_lead_a_run_astray():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.fc(x).mean(1)
+
+    net = Net()
+
+    async def main():
+        trainer = ml.Trainer(
+            net,
+            loss=functional.mse_loss,
+            optimizer=torch.optim.SGD(net.parameters(), 0.01),
+        )
+        ten, five = ((torch.ones(8, n, 4), torch.ones(8, 2)) for n in (10, 5))
+        async with trainer:
+            await trainer.step(*ten)
+            await trainer.step(*five)
+            for data, options in (([five] * 50, {}), (five, {"epochs": 400})):
+                run = trainer.fit(data, **options)
+                while not run.done():
+                    await trainer.step(*ten)
+                    await asyncio.sleep(0.001)
+                await run
+
+    asyncio.run(main())
+
+
+def test_a_model_loaded_while_the_first_step_is_traced_serves_a_copy():
+    net, trainer = gated_trainer()
+    x, y = digits()
+
+    async def main():
+        async with trainer:
+            net.hold()
+            step = asyncio.create_task(trainer.step(x, y))
+            await net.traced()
+            loading = asyncio.create_task(load())
+            await turns()
+            net.gate.set()
+            async with await loading as model:
+                await step
+                then = await model.infer(x)
+                for _ in range(3):
+                    await trainer.step(x, y)
+                assert torch.equal(await model.infer(x), then)
+
+    async def load():
+        return await ml.load(net, inputs=(x,))
+
+    asyncio.run(main())

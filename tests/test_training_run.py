@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import random
 
 import numpy as np
@@ -400,3 +402,127 @@ def test_a_bar_is_drawn_to_the_last_step(capsys, monkeypatch):
 
     run(main)
     assert "30/30" in capsys.readouterr().err
+
+
+def test_those_who_begin_to_iterate_later_are_told_too_and_nothing_is_logged():
+    logged = []
+
+    async def watch(fit):
+        return [progress.step async for progress in fit][-1]
+
+    async def main():
+        asyncio.get_running_loop().set_exception_handler(
+            lambda loop, context: logged.append(context)
+        )
+        trainer, model = await echo_trainer()
+        model.hold()
+        async with trainer:
+            fit = trainer.fit((np.arange(3.0),), batch_size=1)
+            await model.begun(1)
+            watchers = []
+            for _ in range(3):
+                watchers.append(asyncio.create_task(watch(fit)))
+                for _ in range(5):  # until it waits for news
+                    await asyncio.sleep(0)
+            model.release()
+            await fit
+            assert await asyncio.gather(*watchers) == [3, 3, 3]
+        gc.collect()
+
+    run(main)
+    assert not logged
+
+
+def test_the_loss_decides_whether_a_run_goes_on_wherever_it_is_among_the_values():
+    async def main():
+        trainer, _ = await echo_trainer()
+        trainer._program.values = ("accuracy", "loss")
+        async with trainer:
+            nan, loss = np.full(4, np.nan), np.arange(4.0)
+            options = {"batch_size": 1, "shuffle": False, "stop_on_nan": True}
+            assert (await trainer.fit((nan, loss), **options)).losses == [0, 1, 2, 3]
+            with pytest.raises(BackendError, match="loss is nan after step 1 "):
+                await trainer.fit((loss, nan), **options)
+            assert trainer._program.steps == 5
+
+    run(main)
+
+
+def test_a_source_may_save_between_its_batches(tmp_path):
+    async def main():
+        trainer, _ = await echo_trainer()
+
+        async def batches():
+            for i in range(6):
+                yield np.array([float(i)])
+                if i % 3 == 2:
+                    await trainer.save(tmp_path / "saved")
+                    assert trainer._position.step == i + 1
+
+        async with trainer:
+            assert (await trainer.fit(batches())).steps == 6
+
+    run(main)
+
+
+def test_steps_over_batches_are_reported_while_the_source_takes_its_time():
+    async def main():
+        trainer, _ = await echo_trainer()
+        go_on = asyncio.Event()
+
+        async def batches():
+            yield np.array([1.0])
+            await go_on.wait()
+            yield np.array([2.0])
+
+        async with trainer:
+            fit = trainer.fit(batches())
+            seen = []
+            async for progress in fit:
+                seen.append((progress.step, progress.loss))
+                go_on.set()
+            assert seen == [(1, 1.0), (2, 2.0)]
+
+    run(main)
+
+
+def test_a_cancelled_run_ends_its_source():
+    async def main():
+        trainer, _ = await echo_trainer()
+        ended = []
+
+        async def batches():
+            try:
+                yield np.array([1.0])
+                await asyncio.Event().wait()
+            finally:
+                ended.append(True)
+
+        async with trainer:
+            fit = trainer.fit(batches())
+            async for _ in fit:
+                fit.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await fit
+            assert ended
+            assert trainer._program.steps == 1
+
+    run(main)
+
+
+def test_a_trainer_whose_loop_is_gone_can_be_closed():
+    async def begin():
+        trainer, model = await echo_trainer()
+        trainer.fit((np.zeros(3),), epochs=10**6, batch_size=1)
+        await model.begun(3)
+        return trainer, model
+
+    loop = asyncio.new_event_loop()
+    trainer, model = loop.run_until_complete(begin())
+    task = trainer._run._task
+    task._log_destroy_pending = False
+    loop.close()
+    run(trainer.close)
+    assert model.health().status == "closed"
+    with contextlib.suppress(RuntimeError):  # there is no loop to wait on
+        task.get_coro().close()

@@ -90,7 +90,7 @@ paml_steps_ended(const struct paml_steps *steps)
         return true;
     }
     return steps->stop_when_not_finite && done > 0 &&
-           !isfinite(steps->values[(done - 1) * steps->n_values]);
+           !isfinite(steps->values[(done - 1) * steps->n_values + steps->loss]);
 }
 
 static void

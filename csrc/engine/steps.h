@@ -8,7 +8,7 @@
  * Inputs of a step are, in this order, `n_columns` numbers (0-d float64 tensors: the
  * learning rates) out of a table with a row a step, and a batch of rows of each array,
  * gathered into buffers that are used again for the next step. Of what a step gives,
- * the first `n_values` tensors of one element are kept as numbers; the first is the
+ * the first `n_values` tensors of one element are kept as numbers; one of them is the
  * loss.
  *
  * Owner: the maker, who keeps it for as long as the op is in flight; `order`, `table`
@@ -29,15 +29,16 @@
 
 struct paml_steps {
     uint32_t n_arrays, n_columns, n_values;
+    uint32_t loss;          /* which of the values it is */
     const DLTensor *arrays; /* C-contiguous, in host memory, of one length */
     const int64_t *order;   /* which row comes when; NULL: as they are */
     const double *table;    /* n_steps × n_columns */
     int64_t epoch_rows;     /* an epoch's, at most the arrays' */
     int64_t batch_rows;
     int64_t n_steps;
-    bool stop_when_not_finite;
-    struct paml_value *batch; /* owned: a buffer for each array */
-    double *values;           /* owned: n_steps × n_values; written up to `done` */
+    bool stop_when_not_finite; /* the loss */
+    struct paml_value *batch;  /* owned: a buffer for each array */
+    double *values;            /* owned: n_steps × n_values; written up to `done` */
     /* So many may run: the table's rows up to it are there. Release, by the maker,
        pairs with the worker's acquire. */
     atomic_int_least64_t limit;

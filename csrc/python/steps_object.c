@@ -135,28 +135,33 @@ Steps_init(StepsObj *self, PyObject *args, PyObject *kwargs)
     static char *names[] = {
         "model",  "arrays",     "order",      "table", "columns",
         "values", "epoch_rows", "batch_rows", "steps", "stop_when_not_finite",
-        NULL};
+        "loss",   NULL};
     struct module_state *state = paml_state_of_type(Py_TYPE(self));
     struct paml_steps *steps = &self->steps;
     PyObject *model, *arrays, *order, *table;
     struct paml_error error;
     long long epoch_rows, batch_rows, n_steps, epochs, most;
-    int columns, values, stop;
+    int columns, values, stop, loss = 0;
 
     if (state == NULL ||
-        !PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!OOiiLLLp:Steps", names,
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!OOiiLLLp|i:Steps", names,
                                      state->ModelType, &model, &PyTuple_Type, &arrays,
                                      &order, &table, &columns, &values, &epoch_rows,
-                                     &batch_rows, &n_steps, &stop)) {
+                                     &batch_rows, &n_steps, &stop, &loss)) {
         return -1;
     }
     if (self->model != NULL) {
         PyErr_SetString(PyExc_RuntimeError, "the steps are made already");
         return -1;
     }
+    if (columns < 0 || values < 1 || columns > 1024 || values > 1024 || loss < 0 ||
+        loss >= values) {
+        PyErr_SetString(PyExc_ValueError, "expected 0 to 1024 columns, 1 to 1024 "
+                                          "values, and a loss among them");
+        return -1;
+    }
     most = INT64_MAX / 1024 / (columns + values + 1);
-    if (columns < 0 || values < 1 || columns > 1024 || values > 1024 ||
-        epoch_rows < 1 || batch_rows < 1 || n_steps < 1 || epoch_rows > most ||
+    if (epoch_rows < 1 || batch_rows < 1 || n_steps < 1 || epoch_rows > most ||
         batch_rows > most || n_steps > most || PyTuple_GET_SIZE(arrays) < 1 ||
         (columns > 0) != (table != Py_None)) {
         PyErr_SetString(PyExc_ValueError,
@@ -173,6 +178,7 @@ Steps_init(StepsObj *self, PyObject *args, PyObject *kwargs)
     self->model = (ModelObj *)Py_NewRef(model);
     steps->n_columns = (uint32_t)columns;
     steps->n_values = (uint32_t)values;
+    steps->loss = (uint32_t)loss;
     steps->epoch_rows = epoch_rows;
     steps->batch_rows = batch_rows;
     steps->n_steps = n_steps;

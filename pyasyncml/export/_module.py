@@ -23,7 +23,7 @@ from ._program import Names, argument_names
 from ._recurrent import whole_recurrent_layers
 
 #: torch.export patches torch while it works: one at a time.
-_exporting = threading.Lock()
+_exporting = threading.RLock()
 
 #: {"input": {axis: "name"}}, or torch.export's dynamic_shapes.
 Dynamic = Any

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import sys
 from collections.abc import (
     AsyncGenerator,
@@ -15,6 +17,7 @@ from typing import Any
 
 from .._call import call
 from ..errors import InputError
+from ._run import settled
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,51 @@ def _batch(item: Any, name: str) -> tuple[Any, ...]:
             "inputs, the targets last"
         )
     return (item,)
+
+
+class Puller:
+    """Batches asked for one at a time. The source's code runs in one task from its
+    beginning to its end, beside whoever asks, who can see to other things meanwhile."""
+
+    def __init__(self, source: Batches) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._asked = asyncio.Event()
+        self._answer: asyncio.Future[Any] = self._loop.create_future()
+        self._task = self._loop.create_task(self._run(source))
+
+    def ask(self) -> asyncio.Future[Any]:
+        """The next batch, or None; what the source raises."""
+        self._answer = self._loop.create_future()
+        self._asked.set()
+        return self._answer
+
+    async def _run(self, source: Batches) -> None:
+        try:
+            async with contextlib.aclosing(batches(source)) as items:
+                while True:
+                    await self._asked.wait()
+                    self._asked.clear()
+                    item = await anext(items, None)
+                    if self._answer.done():
+                        return  # nobody waits for it any more
+                    self._answer.set_result(item)
+        except Exception as error:
+            if self._answer.done():
+                raise  # of its end
+            self._answer.set_exception(error)
+        except asyncio.CancelledError:
+            self._answer.cancel()
+            raise
+
+    async def close(self) -> None:
+        """Ends the source, wherever it is. Raises what it raises at that."""
+        self._answer.cancel()
+        self._task.cancel()
+        cancelled = await settled(self._task)
+        if not self._task.cancelled():
+            self._task.result()
+        if cancelled is not None:
+            raise cancelled
 
 
 def is_one_pass(source: Batches) -> bool:

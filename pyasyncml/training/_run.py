@@ -6,10 +6,13 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+from .._call import withdraw
 from .._core import Future, Steps
 from ._history import Epoch, History, Progress
+
+T = TypeVar("T")
 
 #: Seconds between two reports, at least: nobody reads faster, and each wakes the loop.
 _INTERVAL = 0.02
@@ -119,6 +122,11 @@ class TrainingRun:
     @property
     def losses(self) -> list[float]:
         return self._losses
+
+    @property
+    def loss(self) -> int:
+        """Which of a step's values is the loss."""
+        return self._loss
 
     def expect(self, values: Sequence[str]) -> None:
         """What a step gives: the loss and metrics of these names."""
@@ -235,7 +243,7 @@ class TrainingRun:
         watch: Future[int] | None = None
         try:
             while not running.done():
-                if self._listeners > 0:
+                if self._listeners > 0 and (watch is None or watch.done()):
                     watch = steps.watch(recorded, _INTERVAL)
                 await self._first_of(running, watch)
                 if watch is not None and watch.done():
@@ -279,7 +287,31 @@ class TrainingRun:
                 waiting.set_result(None)
 
 
-async def settled(future: Future[Any]) -> asyncio.CancelledError | None:
+async def whole(future: Future[T], keep: Callable[[T], None] | None = None) -> T:
+    """What a `call` gives that must not be left half done: once it has begun it is
+    waited for, and a cancellation that came meanwhile is raised after that. `keep` gets
+    the result in either case."""
+    cancelled = None
+    try:
+        await asyncio.wait([future])
+    except asyncio.CancelledError as error:
+        if withdraw(future):
+            raise
+        cancelled = error
+        await settled(future)
+        if future.exception() is not None:
+            raise
+    result = future.result()
+    if keep is not None:
+        keep(result)
+    if cancelled is not None:
+        raise cancelled
+    return result
+
+
+async def settled(
+    future: Future[Any] | asyncio.Task[Any],
+) -> asyncio.CancelledError | None:
     """Waits for the future, however often the task is cancelled meanwhile."""
     cancelled = None
     while not future.done():

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ._trace import Pair, Shapes, trace
+from ._trace import Pair, Shapes, alone, trace
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +26,7 @@ class TracedEvaluation:
     shapes: Shapes
 
 
+@alone
 def trace_evaluation(
     module: torch.nn.Module,
     loss: Callable[..., Any],

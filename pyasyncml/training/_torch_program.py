@@ -25,6 +25,7 @@ from ._checkpoint import (
 )
 from ._optimizers import rules_of
 from ._program import numbers
+from ._run import whole
 from ._schedule import Schedule, check_scheduler, varying
 from ._torch_evaluation import Mean, TracedEvaluation, trace_evaluation
 from ._torch_step import TracedStep, check_options, trace_step
@@ -97,6 +98,7 @@ class TorchProgram:
         }
         self._threads = threads
         self._first: TracedStep | None = None
+        self._driving = False
         self._kinds: list[tuple[torch.dtype, int]] = []  # that it was traced with
         self._proved = False  # a step has ended
         self._models: dict[int, Model] = {}  # by the id of a variant of `_first`
@@ -109,7 +111,7 @@ class TorchProgram:
 
     @property
     def driving(self) -> bool:
-        return self._first is not None
+        return self._driving
 
     @property
     def columns(self) -> int:
@@ -136,22 +138,26 @@ class TorchProgram:
             self._first.close()
             self._first = None
         if self._first is None:
+            self._driving = True  # a model loaded from now on gets a copy too
             await detach_models(self._module)
-            self._first = await call(
-                trace_step,
-                self._module,
-                self._loss,
-                self._optimizer,
-                tensors,
-                **self._options,
+            await whole(
+                call(
+                    trace_step,
+                    self._module,
+                    self._loss,
+                    self._optimizer,
+                    tensors,
+                    **self._options,
+                ),
+                self._take,
             )
-            self._schedule = Schedule(self._first, self._scheduler, self._interval)
+            assert self._first is not None
         elif idle and self._first.refresh():
             await self._close_models()
         step = self._first
         step.check(tensors)
         if not step.fits([tuple(tensor.shape) for tensor in tensors]):
-            step = await call(self._first.variant, tensors)
+            step = await whole(call(self._first.variant, tensors))
         model = self._models.get(id(step))
         if model is None:
             model = self._models[id(step)] = await _served(
@@ -164,6 +170,10 @@ class TorchProgram:
                 threads=self._threads,
             )
         self.model = model
+
+    def _take(self, step: TracedStep) -> None:
+        self._first = step
+        self._schedule = Schedule(step, self._scheduler, self._interval)
 
     def fits(self, shapes: Sequence[Sequence[int]]) -> bool:
         assert self._first is not None
@@ -209,8 +219,14 @@ class TorchProgram:
         for traced, model in self._evaluations:
             if traced.shapes.fit(shapes):
                 return traced, model
-        traced = await call(
-            trace_evaluation, self._module, self._loss, tensors, shapes[0][:1] != (1,)
+        traced = await whole(
+            call(
+                trace_evaluation,
+                self._module,
+                self._loss,
+                tensors,
+                shapes[0][:1] != (1,),
+            )
         )
         model = await _served(
             traced.graph_module,

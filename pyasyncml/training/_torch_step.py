@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from . import _optimizers
 from ._optimizers import Bucket, Emitter
-from ._trace import Pair, Passes, Shapes, SizesNeeded, describe, kind_of, trace
+from ._trace import Pair, Passes, Shapes, SizesNeeded, alone, describe, kind_of, trace
 
 if TYPE_CHECKING:
     import torch
@@ -94,6 +94,7 @@ class TracedStep:
                     f"batch[{i}]: expected {self.expects(i)}, got {kind_of(given)}"
                 )
 
+    @alone
     def variant(self, batch: Sequence[Tensor]) -> TracedStep:
         """The step for a batch of these shapes: itself, one traced before, or one
         traced now (a tenth of a second to a second).
@@ -193,6 +194,7 @@ class TracedStep:
         self._sources.clear()
 
 
+@alone
 def trace_step(
     module: torch.nn.Module,
     loss: Callable[..., Any],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -268,6 +269,7 @@ class Trainer:
         position = self._position
         per_epoch = _steps_per_epoch(source.rows, plan.batch)
         await self._open(run, tuple(array[: plan.batch] for array in source.arrays))
+        model = self._program.model  # a step in between may open another
         run.expect(self._program.values)
         if position.step >= per_epoch:
             raise InputError(
@@ -288,7 +290,7 @@ class Trainer:
         epoch_from = len(run.losses)
         began = position.epoch
         if (n_steps := epochs * per_epoch - first - apart) > 0:
-            await self._fit_steps(run, source, plan, order, n_steps, per_epoch)
+            await self._fit_steps(run, source, plan, model, order, n_steps, per_epoch)
         if apart:
             await self._fit_rest(run, source, plan, order, rest)
         for epoch in range(epochs):
@@ -313,6 +315,7 @@ class Trainer:
         run: TrainingRun,
         source: _data.Arrays,
         plan: Plan,
+        model: Model,
         order: Order,
         n_steps: int,
         per_epoch: int,
@@ -328,7 +331,7 @@ class Trainer:
             else Table(schedule, n_steps, self._program.columns)
         )
         steps = Steps(
-            self._program.model,
+            model,
             source.arrays,
             order[skip:],
             None if table is None else table.rows,
@@ -338,6 +341,7 @@ class Trainer:
             plan.batch,
             n_steps,
             plan.stop_on_nan,
+            run.loss,
         )
 
         def epoch_of(done: int) -> int:
@@ -356,12 +360,14 @@ class Trainer:
                     await run.run_steps(steps, plan.priority, epoch_of)
             finally:
                 ended = (first + steps.done) // per_epoch
-                self._program.advanced(
-                    steps.done - before, ended - (first + before) // per_epoch
-                )
                 position.epoch = began + ended
                 position.step = (first + steps.done) % per_epoch
-                self._rest()
+                try:
+                    self._program.advanced(
+                        steps.done - before, ended - (first + before) // per_epoch
+                    )
+                finally:
+                    self._rest()
             _check_finite(run, plan, position)
 
     async def _fit_rest(
@@ -426,35 +432,46 @@ class Trainer:
             run.report(position.epoch - position.begin)
             _check_finite(run, plan, position)
 
-        async def take_one() -> None:
-            await asyncio.wait([in_flight[0]])
-            record_first()
+        async def next_batch() -> tuple[Any, ...] | None:
+            """The source's next. Steps that end meanwhile are recorded: a source that
+            takes its time holds up nobody who waits for the step under way."""
+            coming = puller.ask()
+            while not coming.done():
+                await asyncio.wait(
+                    [coming, *itertools.islice(in_flight, 1)],
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                while in_flight and in_flight[0].done():
+                    record_first()
+                if not in_flight:
+                    self._rest()
+            batch: tuple[Any, ...] | None = coming.result()
+            return batch
 
+        puller = _data.Puller(source)
         try:
-            async with contextlib.aclosing(_data.batches(source)) as batches:
-                async for batch in batches:
-                    count += 1
-                    if count <= skip:
-                        continue
-                    if in_flight:
-                        await self._program.open(batch, idle=False)
-                    else:
-                        await self._open(run, batch)
+            while (batch := await next_batch()) is not None:
+                count += 1
+                if count <= skip:
+                    continue
+                while in_flight and (
+                    len(in_flight) >= plan.prefetch or run.paused or self._holds > 0
+                ):
+                    await asyncio.wait([in_flight[0]])
+                    record_first()
+                if in_flight:
+                    await self._program.open(batch, idle=False)
+                else:
+                    self._rest()
+                    await self._open(run, batch)
                     run.expect(self._program.values)
-                    while in_flight and (
-                        len(in_flight) >= plan.prefetch or run.paused or self._holds > 0
-                    ):
-                        await take_one()
-                    if not in_flight:
-                        self._rest()
-                        await run.gate(lambda: self._holds == 0)
-                        schedule = self._program.schedule(
-                            _length(source), position.step
-                        )
-                    self._busy = True
-                    in_flight.append(self._submit(batch, schedule, plan.priority))
+                    schedule = self._program.schedule(_length(source), position.step)
+                # Nobody had a chance to open the program for another batch since.
+                self._busy = True
+                in_flight.append(self._submit(batch, schedule, plan.priority))
             while in_flight:
-                await take_one()
+                await asyncio.wait([in_flight[0]])
+                record_first()
         except BaseException:
             while in_flight and self._program.model._withdraw(in_flight[-1]):
                 in_flight.pop()
@@ -465,6 +482,7 @@ class Trainer:
             raise
         finally:
             self._rest()
+            await puller.close()
         if count == 0:
             raise InputError("data: is empty, there are no batches")
         position.epoch += 1
@@ -485,7 +503,14 @@ class Trainer:
             return
         validation: dict[str, float] = {}
         if plan.validation is not None:
-            validation = await self._program.evaluate(plan.validation, plan.batch)
+            # Tracing it puts other tensors into the module for a while, and what is
+            # measured is one moment's weights.
+            await run.gate(lambda: self._holds == 0)
+            self._busy = True
+            try:
+                validation = await self._program.evaluate(plan.validation, plan.batch)
+            finally:
+                self._rest()
         ended = run.end_epoch(epoch, first, last, validation)
         if self._program.epoch_metric():
             self._program.epoch_ended(validation.get("loss", ended.loss))
@@ -510,11 +535,10 @@ class Trainer:
         loop = asyncio.get_running_loop()
         if self._run is not None and not self._run.done() and self._run.loop != loop:
             raise RuntimeError("the trainer's run is under way on another event loop")
-        if self._lock is None or self._lock[0] is not loop:
-            self._lock = (loop, asyncio.Lock())
         self._holds += 1
         try:
-            async with self._lock[1]:
+            async with self._one_at_a_time():
+                self._check_open()
                 while self._busy:
                     if self._run is not None:
                         self._run.interrupt()
@@ -529,6 +553,12 @@ class Trainer:
             self._holds -= 1
             if self._holds == 0 and self._run is not None:
                 self._run.go_on()
+
+    def _one_at_a_time(self) -> asyncio.Lock:
+        loop = asyncio.get_running_loop()
+        if self._lock is None or self._lock[0] is not loop:
+            self._lock = (loop, asyncio.Lock())
+        return self._lock[1]
 
     async def step(self, *batch: Any) -> dict[str, float]:
         """One step on one batch, as plain numbers: ``{"loss": …}`` and the metrics.
@@ -596,8 +626,15 @@ class Trainer:
         if self._run is not None and not self._run.done():
             raise Error("a run of this trainer is under way: await or cancel it first")
         async with self._still():
-            self._position.restore(await self._program.restore(os.fspath(path)))
+            # Whole or not at all, also where this is cancelled meanwhile.
+            restoring = asyncio.get_running_loop().create_task(
+                self._program.restore(os.fspath(path))
+            )
+            cancelled = await settled(restoring)
+            self._position.restore(restoring.result())
             self._resuming = True
+            if cancelled is not None:
+                raise cancelled
 
     # --- giving to models ---
 
@@ -647,9 +684,13 @@ class Trainer:
         """End the run, if there is one, and the worker. May be called again."""
         self._closed = True
         if self._run is not None and not self._run.done():
-            self._run.cancel()
-            await asyncio.wait([self._run._task])
-        await self._program.close()
+            if self._run.loop.is_closed():
+                self._run.interrupt()  # nobody will ever go on with it
+            else:
+                self._run.cancel()
+                await asyncio.wait([self._run._task])
+        async with self._one_at_a_time():  # a step that has begun ends first
+            await self._program.close()
 
     async def __aenter__(self) -> Trainer:
         return self

@@ -461,6 +461,7 @@ class GraphReader {
 /* What Python objects outlive their capsule, since a worker still runs the graph. */
 struct Kept {
     std::weak_ptr<GraphWeights> weights;
+    std::weak_ptr<Graph> graph; /* which others' weights share: it has constants too */
     PyObject *objects;
 };
 
@@ -475,7 +476,7 @@ drop_what_has_ended()
     {
         const std::lock_guard<std::mutex> lock(kept_lock);
         for (size_t i = 0; i < kept.size();) {
-            if (kept[i].weights.expired()) {
+            if (kept[i].weights.expired() && kept[i].graph.expired()) {
                 dropped.push_back(kept[i].objects);
                 kept[i] = kept.back();
                 kept.pop_back();
@@ -495,7 +496,7 @@ void
 destroy_options(PyObject *capsule)
 {
     auto *options = static_cast<GraphOptions *>(PyCapsule_GetPointer(capsule, CAPSULE));
-    const Kept entry = {options->weights,
+    const Kept entry = {options->weights, options->graph,
                         static_cast<PyObject *>(PyCapsule_GetContext(capsule))};
     delete options;
     {
