@@ -111,8 +111,9 @@ def _what_stays() -> None:
         run_on(new_loop(kind), begin)
 
 
-#: Of TensorFlow's library, from the first session to the end of the process.
-THREADS_THAT_STAY = {"tf_graph_runner"}
+#: Of TensorFlow's library, from the first session, and of XLA's plugin, from the first
+#: look at its devices, to the end of the process.
+THREADS_THAT_STAY = {"tf_graph_runner", "tf_XLAEigen", "xla"}
 
 
 def threads(*, only_ours: bool) -> set[str]:

@@ -151,6 +151,14 @@ PYTHON_ONLY = (
     "tests/test_torch_shim_build.py",
     "tests/test_xla_isolated.py",
 )
+ELSEWHERE = (
+    "tests/test_onnx_faults.py::test_every_order_of_imports_and_loads",
+    "tests/test_tensorflow_process.py::test_frameworks_come_in_any_order",
+    "tests/test_tensorflow_process.py::test_a_live_keras_model_runs_with_one_line",
+    # A forked child that ends as others do: what the stacks of threads that it doesn't
+    # have point to is a leak to the checker.
+    "tests/test_tensorflow_process.py::test_process_ends_while_tensorflow_runs[fork]",
+)
 
 
 def main() -> int:
@@ -166,7 +174,7 @@ def main() -> int:
     tests = [sys.executable, "-m", "pytest", "-q"]
     tests += ["-o", "timeout=300", "-o", "faulthandler_timeout=600"]
     tests += ["--capture=sys", *(f"--ignore={name}" for name in PYTHON_ONLY)]
-    tests += sys.argv[1:]
+    tests += [*(f"--deselect={name}" for name in ELSEWHERE), *sys.argv[1:]]
     status = subprocess.run(tests, cwd=TREE, env=environment, check=False).returncode
     found, unchecked = read_reports()
     for report in found:

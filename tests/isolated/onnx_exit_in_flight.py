@@ -13,9 +13,9 @@ async def main(path, how):
     model = await ml.load(path, instances=2)
     x = np.ones((1, 96), np.float32)
     # Runs of some tenths of a second, or for ever where somebody stops them.
-    n = np.int64([2**60 if how == "stopped" else 3000])
+    n = np.int64([2**60 if how == "stopped" else 200_000])
     futures = [model.infer(x, n) for _ in range(4)]
-    while model.stats().running < 1:
+    while not (model.stats().running or model.stats().runs):
         await asyncio.sleep(0)
     if how == "fork":
         child = os.fork()
