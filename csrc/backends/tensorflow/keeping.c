@@ -69,6 +69,7 @@ enum effect { NONE, KEEPS, CHANGES_STATE };
 /* The operations that do more than compute, by name. */
 static struct {
     pthread_mutex_t lock;
+    TF_Buffer *list; /* the names are in it */
     struct operation {
         struct wire name;
         enum effect effect;
@@ -151,7 +152,7 @@ operations_read(void)
     if (operations.rows != NULL) {
         goto done;
     }
-    list = tf.GetAllOpList(); /* kept: the names are in it */
+    list = tf.GetAllOpList();
     if (list == NULL) {
         status = -1;
         goto done;
@@ -168,6 +169,7 @@ operations_read(void)
         status = -1;
         goto done;
     }
+    operations.list = list;
     while (wire_next(&message, &field) > 0) {
         if (field.number == OPERATIONS_OPERATION && field.is_bytes) {
             operations.rows[operations.count++] = read_operation(field.bytes);
