@@ -127,19 +127,14 @@ class Copies:
     async def successor(self, model: Model) -> Model:
         """The same model over these, started. Raises `Error` and `LoadError`."""
         from ._call import call
+        from .model import started
 
         if model._live is None:
             raise Error(
                 f"model {model.name!r} wasn't loaded from a live module with example "
                 "inputs; reload(source) changes what it serves"
             )
-        other: Model = await call(model._live.model, self.tensors)
-        try:
-            await other._start()
-        except BaseException:
-            other._abort()
-            raise
-        return other
+        return await started(await call(model._live.model, self.tensors))
 
 
 async def detach_models(module: Any) -> None:

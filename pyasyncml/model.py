@@ -13,7 +13,7 @@ from collections.abc import (
 )
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from . import _core, _map
 from .batching import Batching, describe
@@ -22,6 +22,8 @@ from .errors import Error, LoadError, ModelClosed
 if TYPE_CHECKING:
     from ._weights import Live
     from .training import Trainer
+
+M = TypeVar("M", bound="Model")
 
 # The order of enum paml_kind in csrc/engine/value.h.
 _KINDS = (
@@ -505,4 +507,14 @@ def make_model(
     rows = batching.max_rows if batching is not None else 1
     model._in_flight = max(16, 2 * instances * len(devices) * rows)
     model._reloading = threading.Lock()
+    return model
+
+
+async def started(model: M) -> M:
+    """The model once its instances are open; without one that fails to."""
+    try:
+        await model._start()
+    except BaseException:
+        model._abort()
+        raise
     return model

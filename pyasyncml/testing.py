@@ -23,7 +23,7 @@ from typing import Any
 
 from . import _core
 from .batching import Batching
-from .model import Model, Queue, make_model
+from .model import Model, Queue, make_model, started
 
 __all__ = ["EchoModel", "echo"]
 
@@ -148,9 +148,4 @@ async def echo(
         queue=queue,
         name=name,
     )
-    try:
-        await model._start()
-    except BaseException:
-        model._abort()
-        raise
-    return model
+    return await started(model)

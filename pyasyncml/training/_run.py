@@ -86,7 +86,7 @@ class TrainingRun:
     def resume(self) -> None:
         """Go on after a `pause`."""
         self._paused = False
-        self._open()
+        self.go_on()
 
     def cancel(self) -> bool:
         """End after the step under way: awaiting the run raises `CancelledError` then.
@@ -206,18 +206,15 @@ class TrainingRun:
         return self._stopped
 
     def go_on(self) -> None:
-        """Nobody asks for it to hold still any more."""
-        self._open()
+        """What kept it still, a pause or somebody who asked, may be over."""
+        if self._gate is not None and not self._gate.done():
+            self._gate.set_result(None)
 
     async def gate(self, may_go: Callable[[], bool]) -> None:
         """Returns once nobody has paused the run or asked for it to hold still."""
         while self._paused or not may_go():
             self._gate = asyncio.get_running_loop().create_future()
             await self._gate
-
-    def _open(self) -> None:
-        if self._gate is not None and not self._gate.done():
-            self._gate.set_result(None)
 
     def interrupt(self) -> None:
         """Ends the steps after the one under way, to go on from there."""

@@ -15,7 +15,7 @@ from .._weights import Copies, detach_models
 from ..backends import parse_devices
 from ..errors import InputError
 from ..export._lower import lower, make_graph_model
-from ..model import Model
+from ..model import Model, started
 from . import _data
 from ._checkpoint import (
     load_checkpoint,
@@ -45,13 +45,7 @@ async def _served(
     common = {key: options.pop(key) for key in ("threads", "devices") if key in options}
     graph = await call(lower, graph_module, bound=bound, names=names, **options)
     common.setdefault("devices", parse_devices(graph.device))
-    model = make_graph_model(graph, name=name, **common)
-    try:
-        await model._start()
-    except BaseException:
-        model._abort()
-        raise
-    return model
+    return await started(make_graph_model(graph, name=name, **common))
 
 
 class TorchProgram:

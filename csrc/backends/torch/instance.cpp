@@ -84,21 +84,8 @@ Instance::run(struct paml_run *run)
         }
     } give_back = {*this};
 
-    bool saw_device = false;
-    c10::IValue result;
-    try {
-        result = call(*run, &saw_device);
-    } catch (...) {
-        /* The device may still be reading inputs that the caller is about to free. */
-        if (queue_ != nullptr) {
-            queue_->wait();
-        }
-        throw;
-    }
-    if (queue_ != nullptr) {
-        queue_->wait();
-    }
-    write_outputs(std::move(result), run->outputs, queue_.get(), !saw_device);
+    run_and_write(run, queue_.get(),
+                  [&](bool *saw_device) { return call(*run, saw_device); });
 }
 
 } // namespace pyasyncml

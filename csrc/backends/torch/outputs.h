@@ -22,5 +22,29 @@ namespace pyasyncml {
 void write_outputs(c10::IValue result, struct paml_outputs *outputs, Queue *queue,
                    bool to_host);
 
+/* Runs `call(&saw_device)`, which says whether inputs came on the device and returns
+ * the result, waits for the device, and writes the result out. Also when the call
+ * throws: the device may still be reading inputs that the caller is about to free. */
+template <typename Call>
+void
+run_and_write(struct paml_run *run, Queue *queue, Call &&call)
+{
+    bool saw_device = false;
+    c10::IValue result;
+
+    try {
+        result = call(&saw_device);
+    } catch (...) {
+        if (queue != nullptr) {
+            queue->wait();
+        }
+        throw;
+    }
+    if (queue != nullptr) {
+        queue->wait();
+    }
+    write_outputs(std::move(result), run->outputs, queue, !saw_device);
+}
+
 } // namespace pyasyncml
 #endif
