@@ -3,6 +3,7 @@
 #ifndef PAML_CLOCK_H
 #define PAML_CLOCK_H
 
+#include <sched.h>
 #include <stdint.h>
 #include <time.h>
 
@@ -15,6 +16,28 @@ paml_now_ns(void)
 
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (int64_t)now.tv_sec * PAML_SECOND + now.tv_nsec;
+}
+
+/* So long a thread computes before it makes way again: a yield that nobody wanted costs
+   half a microsecond. */
+#define PAML_MAKE_WAY_EVERY_NS 100000
+
+/* Lets threads run that wait for this processor, the loop's above all; gives the time.
+   `last_ns`: when the caller last did, 0 at first.
+
+   For work without an end, training: where more threads want to run than there are
+   processors, one that computes all the time keeps its processor for a whole slice of
+   the scheduler's, 3 to 4 ms, and so late is a loop that shares it. A yield leaves the
+   shares to the scheduler and only ends the slice. A nice value instead was measured to
+   leave the lag, longer slices as well, and SCHED_IDLE to starve the training. */
+static inline int64_t
+paml_make_way(int64_t *last_ns, int64_t now_ns)
+{
+    if (now_ns - *last_ns >= PAML_MAKE_WAY_EVERY_NS) {
+        sched_yield();
+        *last_ns = now_ns = paml_now_ns();
+    }
+    return now_ns;
 }
 
 static inline void

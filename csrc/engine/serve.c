@@ -418,6 +418,7 @@ serve_step(struct serving *serving, struct job *job)
                            .outputs = &op->outputs};
     int code;
 
+    serving->now_ns = paml_make_way(&steps->made_way_ns, serving->now_ns);
     if (is_given_up(op) || paml_steps_ended(steps)) {
         atomic_fetch_add_explicit(&serving->worker->model->cancelled, 1,
                                   memory_order_relaxed);

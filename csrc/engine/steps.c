@@ -43,6 +43,7 @@ paml_steps_init(struct paml_steps *steps, struct paml_error *err)
     atomic_init(&steps->watcher, NULL);
     atomic_init(&steps->interval_ns, 0);
     steps->told_ns = 0;
+    steps->made_way_ns = 0;
     steps->values = calloc(n_values > 0 ? n_values : 1, sizeof(double));
     steps->batch = calloc(steps->n_arrays, sizeof(*steps->batch));
     if (steps->values == NULL || steps->batch == NULL) {

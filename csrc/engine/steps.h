@@ -50,6 +50,7 @@ struct paml_steps {
     _Atomic(struct paml_op *) watcher;
     int64_t told_ns;
     atomic_int_least64_t interval_ns;
+    int64_t made_way_ns; /* paml_make_way() */
 };
 
 /* How many steps an epoch has. */

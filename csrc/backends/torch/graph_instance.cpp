@@ -4,6 +4,7 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
+#include "clock.h"
 #include "errors.h"
 #include "outputs.h"
 
@@ -227,6 +228,9 @@ GraphInstance::run_body(const Body &body)
         for (const Node &node : body.nodes) {
             at = &node;
             run_node(node);
+            if (!written_.empty()) { /* it trains: see clock.h */
+                paml_make_way(&made_way_ns_, paml_now_ns());
+            }
         }
     } catch (const std::bad_alloc &) {
         throw;

@@ -72,6 +72,7 @@ class GraphInstance : public ServedInstance {
     std::vector<c10::IValue> slots_, stack_;
     std::vector<at::Tensor> written_; /* constants whose versions the run counts up */
     std::vector<uint32_t> versions_;
+    int64_t made_way_ns_ = 0;
     Borrowed borrowed_;
 
     /* Of the symbols, in this run: their values, and who gave them. */
