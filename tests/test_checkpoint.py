@@ -18,6 +18,7 @@ pytestmark = pytest.mark.torch
 
 import numpy as np  # noqa: E402
 import safetensors.torch  # noqa: E402
+from runs import runs  # noqa: E402
 from training_nets import (  # noqa: E402
     batches,
     make,
@@ -267,7 +268,7 @@ def test_saving_that_fails_leaves_the_last_checkpoint_and_nothing_else(tmp_path)
 def test_kill_at_any_moment_leaves_the_last_good_checkpoint(tmp_path):
     script = Path(__file__).parent / "isolated" / "killed_while_saving.py"
     done = subprocess.run(
-        [sys.executable, script, tmp_path, "30"],
+        [sys.executable, script, tmp_path, str(runs(20))],
         capture_output=True,
         text=True,
         check=False,

@@ -8,7 +8,14 @@ import gc
 import numpy as np
 import pytest
 
-from pyasyncml import BackendError, InputError, ModelClosed, _core
+from pyasyncml import (
+    BackendError,
+    InputError,
+    ModelClosed,
+    Queue,
+    QueueFull,
+    _core,
+)
 from pyasyncml.testing import echo
 
 
@@ -207,6 +214,37 @@ def test_closing_the_model_ends_the_run():
     asyncio.run(main())
 
 
+def test_a_stop_may_come_later_and_the_first_of_several_counts():
+    async def main():
+        async with await echo() as model:
+            model.hold()
+            steps = steps_over(model, np.arange(6.0))
+            run = steps.start()
+            steps.stop(2)
+            steps.stop(4)
+            model.release()
+            assert await run == 2
+            steps.stop(1)
+            assert await steps.start() == 6  # stops are of the run
+
+    asyncio.run(main())
+
+
+def test_a_full_queue_between_two_steps_is_called_what_it_is():
+    async def main():
+        async with await echo(queue=Queue(max_rows=1, when_full="reject")) as model:
+            model.hold()
+            run = steps_over(model, np.arange(3.0)).start()
+            await model.begun(1)
+            other = model.infer(np.zeros(1))
+            model.release()
+            with pytest.raises(QueueFull, match="full before all steps ran"):
+                await run
+            await other
+
+    asyncio.run(main())
+
+
 def test_a_run_whose_loop_is_gone_ends():
     async def start(model, steps):
         steps.start()
@@ -228,6 +266,31 @@ def test_a_run_whose_loop_is_gone_ends():
     gc.collect()
     asyncio.run(finish(model))
     assert steps.done == 1
+
+
+def test_steps_whose_loop_died_can_be_run_on_another():
+    async def start(model, steps):
+        steps.start()
+        await model.begun(1)
+
+    async def go_on(model, steps):
+        with pytest.raises(RuntimeError, match="being run already"):
+            steps.start()
+        model.release()
+        await model.infer(np.zeros(1))  # behind the step that was given up
+        assert await steps.start() == 5
+        await model.close()
+
+    async def opened():
+        return await echo()
+
+    model = asyncio.run(opened())
+    model.hold()
+    steps = steps_over(model, np.arange(5.0))
+    asyncio.run(start(model, steps))
+    gc.collect()
+    asyncio.run(go_on(model, steps))
+    assert numbers(steps) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import copy
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from runs import runs
 
 import pyasyncml as ml
 from pyasyncml import Error, LoadError
@@ -262,10 +266,22 @@ def test_no_step_is_lost_or_doubled_whenever_it_is_stopped(tmp_path):
             net = copy.deepcopy(start)
 
     losses, state = asyncio.run(whole())
-    for i in range(5):
+    for i in range(runs(5)):
         again, restored = asyncio.run(pieces(tmp_path / f"checkpoint-{i}"))
         assert again == losses
         assert same(restored, state)
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint_bit_by_bit(tmp_path):
+    script = Path(__file__).parent / "isolated" / "killed_while_training.py"
+    done = subprocess.run(
+        [sys.executable, script, tmp_path, str(runs(2))],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60 + 20 * runs(2),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_checkpoint_of_something_else_changes_nothing(tmp_path):

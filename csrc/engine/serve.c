@@ -396,11 +396,16 @@ static void
 go_on(struct serving *serving, struct job *job)
 {
     struct paml_op *op = job->op;
+    int code;
 
     op->submitted_ns = serving->now_ns;
-    if (paml_model_submit(serving->worker->model, op) != PAML_OK) {
+    code = paml_model_submit(serving->worker->model, op);
+    if (code != PAML_OK) {
         tell_watcher(serving, op->steps, true);
-        paml_op_fail(op, PAML_ERR_CLOSED, "the model was closed before all steps ran");
+        paml_op_fail(op, code,
+                     code == PAML_ERR_QUEUE
+                         ? "the queue was full before all steps ran"
+                         : "the model was closed before all steps ran");
         answer(serving, job);
     }
 }

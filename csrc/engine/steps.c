@@ -39,7 +39,7 @@ paml_steps_init(struct paml_steps *steps, struct paml_error *err)
 
     atomic_init(&steps->limit, steps->n_steps);
     atomic_init(&steps->done, 0);
-    atomic_init(&steps->stop, false);
+    atomic_init(&steps->stop_at, INT64_MAX);
     atomic_init(&steps->watcher, NULL);
     atomic_init(&steps->interval_ns, 0);
     steps->told_ns = 0;
@@ -87,7 +87,7 @@ paml_steps_ended(const struct paml_steps *steps)
     int64_t done = steps_done(steps);
 
     if (done >= atomic_load_explicit(&steps->limit, memory_order_acquire) ||
-        atomic_load_explicit(&steps->stop, memory_order_relaxed)) {
+        done >= atomic_load_explicit(&steps->stop_at, memory_order_relaxed)) {
         return true;
     }
     return steps->stop_when_not_finite && done > 0 &&

@@ -44,7 +44,8 @@ struct paml_steps {
     atomic_int_least64_t limit;
     /* Steps that have ended. Release: pairs with whoever reads `values` up to it. */
     atomic_int_least64_t done;
-    atomic_bool stop; /* after the step under way; relaxed, a wish */
+    /* Nothing begins any more once so many are done; relaxed, a wish. */
+    atomic_int_least64_t stop_at;
     /* An op to be answered once there is news, `told_ns` and at least `interval_ns`
        after the last: exchanged, so that whoever gets it owns it. */
     _Atomic(struct paml_op *) watcher;

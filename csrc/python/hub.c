@@ -22,6 +22,7 @@ void
 paml_orphans_collect(struct module_state *state)
 {
     struct orphan *todo = state->orphans, *orphan;
+    struct paml_request *request;
     struct paml_op *op, *next;
 
     /* Freeing runs destructors, which may run anything: the list is ours meanwhile. */
@@ -30,8 +31,12 @@ paml_orphans_collect(struct module_state *state)
         todo = orphan->next;
         for (op = paml_mailbox_take(orphan->mailbox); op != NULL; op = next) {
             next = op->next;
+            request = (struct paml_request *)op;
             orphan->expected--;
-            paml_request_free((struct paml_request *)op);
+            if (request->kind->arrived != NULL) {
+                request->kind->arrived(request);
+            }
+            paml_request_free(request);
         }
         if (orphan->expected == 0) {
             paml_mailbox_unref(orphan->mailbox);

@@ -275,6 +275,9 @@ Steps_start(StepsObj *self, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     if (self->in_flight) {
+        paml_orphans_collect(self->model->state); /* its loop may be gone by now */
+    }
+    if (self->in_flight) {
         PyErr_SetString(PyExc_RuntimeError, "the steps are being run already");
         return NULL;
     }
@@ -297,7 +300,7 @@ Steps_start(StepsObj *self, PyObject *args, PyObject *kwargs)
     if (future == NULL) {
         return NULL;
     }
-    atomic_store_explicit(&self->steps.stop, false, memory_order_relaxed);
+    atomic_store_explicit(&self->steps.stop_at, INT64_MAX, memory_order_relaxed);
     self->in_flight = 1;
     request->served = paml_served_use(self->model->served);
     code = paml_model_submit(request->served->model, &request->op);
@@ -332,16 +335,23 @@ Steps_limit(StepsObj *self, PyObject *argument)
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(Steps_stop_doc, "stop($self, /)\n--\n\n"
-                             "End the run after the step under way.");
+PyDoc_STRVAR(Steps_stop_doc,
+             "stop($self, at=0, /)\n--\n\n"
+             "End the run after the step under way, or later: once `at` steps are done.\n"
+             "The first of several stops counts.");
 
 static PyObject *
-Steps_stop(StepsObj *self, PyObject *Py_UNUSED(ignored))
+Steps_stop(StepsObj *self, PyObject *args)
 {
-    if (steps_check(self) < 0) {
+    atomic_int_least64_t *stop_at = &self->steps.stop_at;
+    long long at = 0;
+
+    if (!PyArg_ParseTuple(args, "|L:stop", &at) || steps_check(self) < 0) {
         return NULL;
     }
-    atomic_store_explicit(&self->steps.stop, true, memory_order_relaxed);
+    if (at < atomic_load_explicit(stop_at, memory_order_relaxed)) {
+        atomic_store_explicit(stop_at, at, memory_order_relaxed);
+    }
     Py_RETURN_NONE;
 }
 
@@ -492,7 +502,7 @@ static PyMethodDef Steps_methods[] = {
     {"start", (PyCFunction)(void (*)(void))Steps_start, METH_VARARGS | METH_KEYWORDS,
      Steps_start_doc},
     {"limit", (PyCFunction)Steps_limit, METH_O, Steps_limit_doc},
-    {"stop", (PyCFunction)Steps_stop, METH_NOARGS, Steps_stop_doc},
+    {"stop", (PyCFunction)Steps_stop, METH_VARARGS, Steps_stop_doc},
     {"watch", (PyCFunction)Steps_watch, METH_VARARGS, Steps_watch_doc},
     {"values", (PyCFunction)Steps_values, METH_VARARGS, Steps_values_doc},
     {NULL, NULL, 0, NULL},
