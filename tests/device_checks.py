@@ -1,4 +1,4 @@
-"""What holds on every accelerator: run on simulated ones by test_devices.py, and on real
+"""What holds on every accelerator: run on simulated ones by test_devices.py, on real
 ones by gpu/. Each takes the names of the devices, and needs no control over them."""
 
 from __future__ import annotations
@@ -135,9 +135,7 @@ def training_gives_what_it_gives_on_the_cpu(names):
 
         async def main():
             async with trainer:
-                history = await trainer.fit(
-                    (rows(64), target), epochs=3, batch_size=16
-                )
+                history = await trainer.fit((rows(64), target), epochs=3, batch_size=16)
                 x = torch.from_numpy(rows(16)).to(device)
                 await trainer.step(x, torch.from_numpy(target[:16]).to(device))
             return [epoch.loss for epoch in history.epochs]

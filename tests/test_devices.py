@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import accelerator
 import numpy as np
@@ -165,6 +169,25 @@ def test_close_waits_for_what_runs_however_long_the_device_takes(accelerators):
         close(await running, on_cpu(module, rows(3)))
 
     asyncio.run(main())
+
+
+def test_exit_waits_for_the_device_and_says_so(request):
+    script = Path(__file__).parent / "isolated" / "device_exit.py"
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        request.addfinalizer(process.kill)
+        assert process.stdout.readline() == "exiting\n"
+        line = process.stderr.readline()  # after five seconds
+        assert "pyasyncml: waiting for" in line
+        assert "run" in line and "end before the process can" in line
+        process.send_signal(signal.SIGUSR1)  # the device goes on
+        assert process.wait(timeout=20) == 0
+        assert process.stderr.read() == ""
 
 
 def test_devices_are_fed_while_somebody_holds_the_gil(accelerators):

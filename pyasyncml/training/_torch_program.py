@@ -373,9 +373,7 @@ class _Rows:
         return np.array([next(self._rows) for _ in range(steps)], dtype=np.float64)
 
 
-def _move(
-    modules: Sequence[Any], optimizer: torch.optim.Optimizer, name: str
-) -> None:
+def _move(modules: Sequence[Any], optimizer: torch.optim.Optimizer, name: str) -> None:
     """Moves them to the device. Raises `ValueError` where the optimizer's state, which
     stays where it is, would be left behind."""
     parse_devices(name)
@@ -386,9 +384,9 @@ def _move(
         elsewhere = [path for path, tensor in tensors if tensor.device != home]
         if elsewhere and optimizer.state:
             raise ValueError(
-                f"device: {elsewhere[0]!r} is not on {name}, and the optimizer has state "
-                "beside it already; move the module there (module.to(device)) before "
-                "its optimizer has made a step"
+                f"device: {elsewhere[0]!r} is not on {name}, and the optimizer has "
+                "state beside it already; move the module there (module.to(device)) "
+                "before its optimizer has made a step"
             )
         if not elsewhere:
             continue
