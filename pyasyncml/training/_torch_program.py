@@ -374,8 +374,8 @@ class _Rows:
 
 
 def _move(modules: Sequence[Any], optimizer: torch.optim.Optimizer, name: str) -> None:
-    """Moves them to the device. Raises `ValueError` where the optimizer's state, which
-    stays where it is, would be left behind."""
+    """Moves them to the device. Raises `ValueError` where there is none, or where the
+    optimizer's state, which stays where it is, would be left behind."""
     parse_devices(name)
     home = torch.device(name)
     home = torch.device(home.type, home.index or 0) if home.type != "cpu" else home
@@ -391,7 +391,11 @@ def _move(modules: Sequence[Any], optimizer: torch.optim.Optimizer, name: str) -
         if not elsewhere:
             continue
         before = dict(module.named_parameters())
-        module.to(home)
+        try:
+            module.to(home)
+        except (AssertionError, RuntimeError) as error:  # as torch's kinds of devices do
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"device: no {name} to move to: {reason}") from error
         # For some kinds of devices that makes other Parameter objects.
         now = {id(before[path]): new for path, new in module.named_parameters()}
         for group in optimizer.param_groups:
