@@ -1,8 +1,9 @@
 """One of the guards of the torch backend's device half left out, on the simulated
 accelerator: what comes of it.
 
-Arguments: the backend's module, built with PYASYNCML_PLANT_BUGS; then what to do. Prints
-one line for each, "right" or "wrong", and how many reads of poison there were.
+Arguments: the backend's module, built with PYASYNCML_PLANT_BUGS; then what to do, and
+after a colon which guard to leave out. Prints one line for each: whether the result was
+right, and how many reads of poison there were.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from accelerator import KERNEL, TO_DEVICE, devices, is_quiet
+from accelerator import KERNEL, TO_DEVICE, blocks_waiting, devices, is_quiet
 
 import pyasyncml as ml
 from pyasyncml.backends import torch as backend
@@ -41,6 +42,11 @@ def enqueued():
     return device.counters().to_host >= 1 and is_quiet()
 
 
+def forgotten():
+    """Whether nobody holds any of the device's memory, and what is free is poisoned."""
+    return device.counters().live_blocks == blocks_waiting() == 0 and is_quiet()
+
+
 async def wait(model):
     """The computing stream has to wait for copies that are late."""
     x = torch.arange(1000.0)
@@ -55,7 +61,7 @@ async def record(model):
     x = torch.arange(1000.0)
     with device.gate(KERNEL):
         asked = model.infer(x)
-        await until(enqueued)
+        await until(lambda: enqueued() and not device.counters().live_blocks)
     return torch.equal(torch.as_tensor(await asked), x * 2)
 
 
