@@ -184,7 +184,8 @@ def test_exit_waits_for_the_device_and_says_so(request):
         assert process.stdout.readline() == "exiting\n"
         line = process.stderr.readline()  # after five seconds
         assert "pyasyncml: waiting for" in line
-        assert "run" in line and "end before the process can" in line
+        assert "run" in line
+        assert "end before the process can" in line
         process.send_signal(signal.SIGUSR1)  # the device goes on
         assert process.wait(timeout=20) == 0
         assert process.stderr.read() == ""
