@@ -393,7 +393,7 @@ def _move(modules: Sequence[Any], optimizer: torch.optim.Optimizer, name: str) -
         before = dict(module.named_parameters())
         try:
             module.to(home)
-        except (AssertionError, RuntimeError) as error:  # as torch's kinds of devices do
+        except (AssertionError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(f"device: no {name} to move to: {reason}") from error
         # For some kinds of devices that makes other Parameter objects.
