@@ -93,6 +93,27 @@ def test_what_stays_on_the_device_makes_no_trip_to_the_host(accelerators):
     close(y.cpu().numpy(), on_cpu(module, rows(3) + 1))
 
 
+def test_requests_on_a_device_run_alone_beside_batches_of_the_host_s(accelerators):
+    module = net()
+
+    async def main():
+        async with load(module, ZERO, batching=ml.Batching(max_rows=8)) as model:
+            with accelerators[0].gate(KERNEL):
+                asked = [
+                    (x, model.infer(torch.from_numpy(x).to(ZERO) if i % 2 else x))
+                    for i, x in enumerate(rows(1 + i % 3, i) for i in range(12))
+                ]
+            for i, (x, future) in enumerate(asked):
+                y = await future
+                if i % 2:
+                    assert y.device == torch.device(ZERO)
+                    y = y.cpu().numpy()
+                close(y, on_cpu(module, x))
+            assert model.stats().runs < model.stats().requests
+
+    asyncio.run(main())
+
+
 def test_a_result_that_is_dropped_while_the_caller_still_reads_it_is_not_overwritten(
     accelerators,
 ):

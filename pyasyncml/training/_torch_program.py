@@ -392,7 +392,7 @@ def _move(modules: Sequence[Any], optimizer: torch.optim.Optimizer, name: str) -
             continue
         before = dict(module.named_parameters())
         try:
-            module.to(home)  # torch's kinds of devices raise either
+            module.to(home)
         except (AssertionError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(f"device: no {name} to move to: {reason}") from error
