@@ -255,15 +255,17 @@ class Model(_core.Model):
 
     def stats(self) -> Stats:
         """Counters and latencies; see `Stats`."""
-        *numbers, counted = self._stats()
+        *numbers, counts = self._stats()
         busy = numbers[15]
-        instances = tuple(
-            InstanceStats(device, *counts, seconds)
-            for device, counts, seconds in zip(
-                self._instance_devices(len(busy)), counted, busy, strict=True
+        instances = [
+            InstanceStats(device, runs, rows, requests, failed, seconds)
+            for device, (runs, rows, requests, failed), seconds in zip(
+                self._instance_devices(len(busy)), counts, busy, strict=True
             )
+        ]
+        return Stats(
+            *(self._backend_name, self._device_names, *numbers, tuple(instances))
         )
-        return Stats(self._backend_name, self._device_names, *numbers, instances)
 
     def _instance_devices(self, instances: int) -> list[str]:
         each = instances // len(self._device_names)

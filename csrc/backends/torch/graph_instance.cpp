@@ -338,7 +338,9 @@ GraphInstance::execute(const struct paml_run &run, struct paml_outputs *outputs)
 
     bool saw_device = false;
     c10::IValue result = call(run, &saw_device);
-    write_outputs(std::move(result), outputs, lane_.get(), !saw_device);
+    /* The losses of steps are read where they are noted. */
+    const bool to_host = !saw_device || graph_.shares_state;
+    write_outputs(std::move(result), outputs, lane_.get(), to_host);
 }
 
 } // namespace pyasyncml

@@ -166,7 +166,11 @@ Lane::next_staging(size_t wanted)
 
     next_ = 1 - next_;
     if (!planted("reuse")) {
-        staging.copied.wait();
+        try {
+            staging.copied.wait();
+        } catch (...) {
+            /* Whose copies those were has been told, by its own mark. */
+        }
     }
     if (staging.capacity < size) {
         /* Half as much again, so that batches that grow row by row settle soon. */
