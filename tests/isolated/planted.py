@@ -93,11 +93,11 @@ async def main():
     for what in sys.argv[2:]:
         test, _, planted = what.partition(":")
         os.environ["PYASYNCML_PLANTED"] = planted
-        async with ml.load(
-            Twice(), inputs=(torch.ones(1000),), device=device.name
-        ) as m:
+        inputs = (torch.ones(1000),)
+        async with ml.load(Twice(), inputs=inputs, device=device.name) as model:
+            await until(forgotten)
             device.reset()
-            right = await globals()[test](m)
+            right = await globals()[test](model)
             poison = device.counters().poison_read
         device.reset()
         print(what, "right" if right else "wrong", poison, flush=True)
