@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class Elsewhere:
         return True
 
     def start(self, session: pytest.Session) -> None:
-        folder = Path(os.environ.get("TMPDIR", "/tmp"))
+        folder = Path(tempfile.gettempdir())
         self.said = folder / f"pyasyncml-accelerator-{os.getpid()}.log"
         reading, writing = os.pipe()
         nodes = [item.nodeid for item in session.items if item.nodeid in self.left]
@@ -62,11 +63,7 @@ class Elsewhere:
                 [
                     *(sys.executable, "-m", "pytest", "-q"),
                     *("-c", str(self.config.inipath), f"--rootdir={session.path}"),
-                    *(
-                        item.nodeid
-                        for item in session.items
-                        if item.nodeid in self.left
-                    ),
+                    *nodes,
                 ],
                 cwd=self.config.rootpath,
                 env={**os.environ, HERE: "1", REPORTS: str(writing)},

@@ -143,6 +143,7 @@ def _library() -> ctypes.CDLL:
         ("blocks_waiting",),
         ("pinned_blocks",),
         ("is_idle", ctypes.c_int),
+        ("is_quiet",),
         ("reset", ctypes.c_int),
         ("watch", ctypes.c_int),
         ("timeline", ctypes.POINTER(ctypes.c_int64), ctypes.c_int64),
@@ -245,6 +246,11 @@ def devices(count: int = 2) -> list[Device]:
     """Loads the double, with so many devices (8 at most)."""
     _library().accelerator_set_device_count(count)
     return [Device(index) for index in range(count)]
+
+
+def is_quiet() -> bool:
+    """Whether no stream does anything before a gate opens or more is enqueued."""
+    return bool(_library().accelerator_is_quiet())
 
 
 def blocks_waiting() -> int:

@@ -78,6 +78,7 @@ using MarkPtr = std::shared_ptr<Mark>;
 struct Job {
     Kind kind;
     std::function<void()> work; /* may throw: the error of what is recorded next */
+    MarkPtr awaits;             /* of WAIT */
 };
 
 struct Device;
@@ -101,6 +102,9 @@ class Queue {
     {
         return finished_ == pushed_;
     }
+    /* Whether it does nothing until somebody else does something. The device's mutex is
+       held. */
+    bool quiet() const;
 
     Device *device = nullptr;
     int id = 0;
@@ -110,6 +114,7 @@ class Queue {
   private:
     friend struct Device;
     void push(Job job);
+    bool may_begin() const; /* its next job; the device's mutex is held */
     void loop();
     void run(Job &job);
 
@@ -117,6 +122,8 @@ class Queue {
     std::deque<Job> jobs_;
     uint64_t pushed_ = 0, finished_ = 0;
     bool started_ = false;
+    bool working_ = false;
+    MarkPtr awaits_;    /* what the job it works on waits for */
     std::string error_; /* of the thread, but for synchronize() while it is idle */
 };
 

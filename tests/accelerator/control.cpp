@@ -132,6 +132,24 @@ accelerator_is_idle(int index)
     return 1;
 }
 
+/* Whether no stream goes on before a gate opens or something is enqueued. Of all
+   devices: they wait for each other. */
+EXPORT int
+accelerator_is_quiet()
+{
+    std::vector<std::unique_lock<std::mutex>> locks;
+    bool quiet = true;
+    for (int i = 0; i < device_count; i++) {
+        locks.emplace_back(device_at(i).mutex);
+    }
+    for (int i = 0; i < device_count; i++) {
+        for (const Queue &queue : device_at(i).queues) {
+            quiet = quiet && queue.quiet();
+        }
+    }
+    return quiet;
+}
+
 /* Everything open, quick and in order again; what is live stays. A lost device is
    back, whatever was enqueued there is over. */
 EXPORT void

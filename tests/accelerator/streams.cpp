@@ -137,14 +137,14 @@ void
 Queue::enqueue(Kind kind, std::function<void()> work)
 {
     device->check();
-    push({kind, std::move(work)});
+    push({kind, std::move(work), nullptr});
 }
 
 MarkPtr
 Queue::record()
 {
     auto mark = std::make_shared<Mark>();
-    push({MARK, [this, mark] { mark->finish(std::exchange(error_, "")); }});
+    push({MARK, [this, mark] { mark->finish(std::exchange(error_, "")); }, nullptr});
     return mark;
 }
 
@@ -152,7 +152,7 @@ MarkPtr
 Queue::record_for_memory()
 {
     auto mark = std::make_shared<Mark>();
-    push({MARK, [mark] { mark->finish(""); }});
+    push({MARK, [mark] { mark->finish(""); }, nullptr});
     return mark;
 }
 
@@ -160,11 +160,13 @@ void
 Queue::wait_for(MarkPtr mark)
 {
     device->counters.waits++;
-    push({WAIT, [mark = std::move(mark)] {
+    push({WAIT,
+          [mark] {
               if (!mark->wait().empty()) {
                   raise(mark->error);
               }
-          }});
+          },
+          mark});
 }
 
 bool
@@ -208,6 +210,19 @@ Queue::settle()
     error_.clear();
 }
 
+bool
+Queue::may_begin() const
+{
+    return !jobs_.empty() && (!device->lost.empty() ||
+                              !(closed || (device->closed & jobs_.front().kind)));
+}
+
+bool
+Queue::quiet() const
+{
+    return working_ ? awaits_ != nullptr && !awaits_->done() : !may_begin();
+}
+
 /* Thread: the stream's. */
 void
 Queue::loop()
@@ -223,18 +238,18 @@ Queue::loop()
         Job job;
         {
             std::unique_lock<std::mutex> lock(device->mutex);
-            news_.wait(lock, [this] {
-                return !jobs_.empty() &&
-                       (!device->lost.empty() ||
-                        !(closed || (device->closed & jobs_.front().kind)));
-            });
+            news_.wait(lock, [this] { return may_begin(); });
             job = std::move(jobs_.front());
             jobs_.pop_front();
+            working_ = true;
+            awaits_ = job.awaits;
         }
         run(job);
         job.work = nullptr; /* its memory goes back before anybody hears of its end */
         const std::lock_guard<std::mutex> lock(device->mutex);
         finished_++;
+        working_ = false;
+        awaits_ = nullptr;
         drained_.notify_all();
     }
 }
