@@ -218,7 +218,7 @@ def test_training_gives_the_parameters_that_the_cpu_gives():
         torch.testing.assert_close(here, there, rtol=1e-4, atol=1e-6)
 
 
-def test_shapes_that_depend_on_values_and_outputs_that_grow():
+def test_random_numbers_shapes_that_depend_on_values_and_outputs_that_grow():
     x = torch.arange(6, device=ZERO)
     assert read(x[x > 3]) == [4, 5]
     assert read(torch.nonzero(x)) == [[1], [2], [3], [4], [5]]
@@ -227,4 +227,10 @@ def test_shapes_that_depend_on_values_and_outputs_that_grow():
     out = torch.empty(0, dtype=torch.long, device=ZERO)
     torch.cumsum(x, 0, out=out)
     assert read(out) == [0, 1, 3, 6, 10, 15]
+    torch.manual_seed(7)
+    drawn = [torch.rand(3), torch.randn(3), torch.randperm(9)]
+    torch.manual_seed(7)
+    again = [torch.rand(3, device=ZERO), torch.randn(3, device=ZERO)]
+    again.append(torch.randperm(9, device=ZERO))
+    assert [tensor.tolist() for tensor in drawn] == [read(tensor) for tensor in again]
     assert read(x.view(2, 3).t().contiguous().flatten()) == [0, 3, 1, 4, 2, 5]
