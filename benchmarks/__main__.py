@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from . import plots, report, suites
@@ -23,6 +24,7 @@ SUITES = {
     "streams": suites.streams_suite,
     "train": suites.train_suite,
     "xla": suites.xla_suite,
+    "devices": suites.devices_suite,
 }
 
 
@@ -60,7 +62,14 @@ def main() -> int:
     if arguments.quick:
         arguments.rounds, arguments.seconds = 1, 0.01
         arguments.overload_seconds = 0.1
-    plan = suites.Plan(arguments.rounds, arguments.seconds, arguments.overload_seconds)
+    plotting = not arguments.no_plot and find_spec("matplotlib") is not None
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    plan = suites.Plan(
+        arguments.rounds,
+        arguments.seconds,
+        arguments.overload_seconds,
+        arguments.output if plotting else None,
+    )
 
     started, other = time.monotonic(), OtherLoad()
     settings = {
@@ -75,7 +84,6 @@ def main() -> int:
     results.settings["took s"] = round(time.monotonic() - started)
     results.settings["cores busy with other processes"] = round(other.cores(), 2)
 
-    arguments.output.mkdir(parents=True, exist_ok=True)
     results.save(arguments.output / "results.json")
     text = report.markdown(results)
     (arguments.output / "results.md").write_text(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import filetypes, graph, overload, savedmodels, streams, train, xla
+from . import devices, filetypes, graph, overload, savedmodels, streams, train, xla
 from .load import Run
 from .models import NATIVE_ROWS as BATCH_ROWS
 from .quantiles import Spread
@@ -166,6 +166,8 @@ def figures(results: Results) -> list[Figure]:
     for workload, instances in ((xla.TINY, 1), (xla.LARGE, 1), (xla.FOUR, xla.DEVICES)):
         if reader.has(workload):
             _xla(reader, workload, instances)
+    if reader.has(devices.FED):
+        _devices(reader)
     return reader.figures
 
 
@@ -450,3 +452,22 @@ def _xla(reader: _Reader, workload: str, instances: int) -> None:
                 reader.rounds(lag_p99, "to_thread", workload, in_flight, instances),
             ),
         )
+
+
+def _devices(reader: _Reader) -> None:
+    one, two = (
+        reader.rounds(throughput, "native", devices.FED, devices.IN_FLIGHT, count)
+        for count in (1, 2)
+    )
+    text = f"{devices.FED}, requests per second: two devices / one"
+    reader.add(text, _divided(two, one), AT_LEAST, 1.8)
+    text = f"{devices.FED}, requests per second: one device / 1,000"
+    reader.add(text, [rate / 1000 for rate in one])
+    cpu = {
+        name: reader.rounds(cpu_per_request, name, devices.WAITING, 1, mode="alone")
+        for name in devices.WAITS
+    }
+    for name, values in cpu.items():
+        reader.add(f"{devices.WAITING}, a worker's CPU: {name}", values, unit="µs")
+    text = f"{devices.WAITING}, a worker's CPU: native / spinning"
+    reader.add(text, _divided(cpu["native"], cpu["spinning"]), AT_MOST, 0.5)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from . import devices
 from .beat import Lag
 from .load import Run
 from .models import Model
@@ -32,6 +33,10 @@ class Peer:
         )
 
     def ask(self, line: str) -> Run:
+        self.last = self.answer(line)
+        return _run(self.last)
+
+    def answer(self, line: str) -> dict[str, Any]:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
@@ -42,8 +47,8 @@ class Peer:
             raise RuntimeError(
                 f"{self._process.args!r} ended with {self._process.wait()}"
             )
-        self.last: dict[str, Any] = json.loads(answer)
-        return _run(self.last)
+        found: dict[str, Any] = json.loads(answer)
+        return found
 
     def __enter__(self) -> Peer:
         return self
@@ -76,6 +81,17 @@ def pingpong() -> Peer:
 def alone(spin: bool) -> Peer:
     command = [sys.executable, "-m", "benchmarks.alone"]
     return Peer(command, None if spin else {"PYASYNCML_SPIN": "0"})
+
+
+class Devices(Peer):
+    """Simulated devices: see devices.py."""
+
+    def __init__(self) -> None:
+        super().__init__([sys.executable, "-m", "benchmarks.devices"])
+
+    def timeline(self, seconds: float) -> devices.Timeline:
+        found: devices.Timeline = self.answer(f"timeline {seconds}")["timeline"]
+        return found
 
 
 class TorchLoop:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from .devices import Timeline
 from .figures import lag_p99, throughput
 from .quantiles import Spread
 from .results import Results
@@ -41,6 +42,34 @@ def plot(results: Results, path: Path) -> None:
     figure.legend(lines.values(), lines, loc="outside lower center", ncols=len(lines))
     machine = results.machine
     figure.suptitle(f"closed loop, {machine['cores']} cores, {machine['python']}")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def plot_timeline(timeline: Timeline, path: Path) -> None:
+    """Writes a PNG: what a device's copy engines and its kernels did, side by side."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(11, 2.6), layout="constrained")
+    lanes = ("to host", "kernel", "to device")
+    for height, lane in enumerate(lanes):
+        spans = [
+            (1e3 * begin, 1e3 * (end - begin))
+            for kind, begin, end in timeline
+            if kind == lane
+        ]
+        axes.broken_barh(
+            spans, (height - 0.4, 0.8), facecolor=f"C{height}", edgecolor="white"
+        )
+    axes.set(
+        yticks=range(len(lanes)),
+        yticklabels=lanes,
+        xlabel="ms",
+        title="one simulated device, 64 requests in flight",
+    )
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 

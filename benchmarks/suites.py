@@ -13,6 +13,7 @@ from typing import Any
 
 from . import (
     contenders,
+    devices,
     echo,
     filetypes,
     floors,
@@ -20,6 +21,7 @@ from . import (
     load,
     minilm,
     overload,
+    plots,
     savedmodels,
     streams,
     text,
@@ -41,6 +43,7 @@ class Plan:
     rounds: int
     seconds: float  # of one run
     overload_seconds: float = 60.0  # of overload for each contender, over all rounds
+    plots: Path | None = None  # where suites put plots of their own
 
     @property
     def warm(self) -> float:
@@ -449,3 +452,24 @@ async def xla_suite(results: Results, plan: Plan) -> None:
                 for in_flight in xla.IN_FLIGHT:
                     await stage.closed(turn, in_flight)
             await stage.close()
+
+
+async def devices_suite(results: Results, plan: Plan) -> None:
+    if missing := devices.missing():
+        say(f"devices: skipped, for want of {', '.join(missing)}")
+        return
+    say("simulated devices")
+    with floors.Devices() as peer:
+        for _ in range(plan.rounds):
+            for count in (1, 2):
+                run = peer.ask(f"{count} {plan.seconds}")
+                cell = Cell(devices.FED, count, "closed", devices.IN_FLIGHT, "native")
+                results.add(cell, run)
+            for name in devices.WAITS:
+                run = peer.ask(f"{name} {plan.seconds}")
+                results.add(Cell(devices.WAITING, 1, "alone", 1, name), run)
+        timeline = peer.timeline(0.02)
+    share = round(devices.under_kernels(timeline), 2)
+    results.settings["copies to and from a device beside a kernel"] = share
+    if plan.plots is not None:
+        plots.plot_timeline(timeline, plan.plots / "devices.png")

@@ -29,7 +29,16 @@ from .errors import (
     OutOfMemory,
     QueueFull,
 )
-from .model import Health, Model, Queue, Session, Signature, Stats, TensorSpec
+from .model import (
+    Health,
+    InstanceStats,
+    Model,
+    Queue,
+    Session,
+    Signature,
+    Stats,
+    TensorSpec,
+)
 
 if TYPE_CHECKING:
     from . import export
@@ -48,6 +57,7 @@ __all__ = [
     "Health",
     "History",
     "InputError",
+    "InstanceStats",
     "LoadError",
     "Model",
     "ModelClosed",

@@ -108,6 +108,18 @@ class Queue:
 
 
 @dataclass(frozen=True)
+class InstanceStats:
+    """What one instance has done, as `Stats` counts it; `busy` in seconds."""
+
+    device: str
+    runs: int
+    rows: int
+    requests: int
+    failed: int
+    busy: float
+
+
+@dataclass(frozen=True)
 class Stats:
     """A model's counters since it was made, and its latencies in seconds.
 
@@ -128,7 +140,7 @@ class Stats:
     rows would have made somebody late), "alone" (requests that don't share). Padded
     inputs had `cells` elements, `padding_cells` of them padding; `padding_waste` is
     that share. `cpu_held` of the process's `cpu_total` CPU tokens are taken, by
-    whatever model.
+    whatever model. `instances` is what each of them did, in the order of `device=`.
 
     A reload sets nothing back: what the versions did is added up.
     """
@@ -162,6 +174,7 @@ class Stats:
     padding_waste: float
     cpu_held: int
     cpu_total: int
+    instances: tuple[InstanceStats, ...]
 
 
 #: So many failed runs in a row are no longer a matter of single requests.
@@ -176,6 +189,8 @@ class Health:
     `longest_run` and `oldest_wait` are ages in seconds of what runs and waits now:
     large ones mean that a run hangs or that the model can't keep up. `failing` is how
     many runs have failed since the last that didn't; `message` is then the last error.
+    `lost` are the devices that have failed for good: their instances are out of
+    service until a reload; with none left every request fails with a `BackendError`.
     """
 
     status: Literal["new", "loading", "ready", "closing", "closed", "failed"]
@@ -185,6 +200,7 @@ class Health:
     longest_run: float
     oldest_wait: float
     failing: int
+    lost: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -192,6 +208,7 @@ class Health:
         return (
             self.status == "ready"
             and self.instances_alive == self.instances
+            and not self.lost
             and self.failing < _FAILING
         )
 
@@ -238,19 +255,44 @@ class Model(_core.Model):
 
     def stats(self) -> Stats:
         """Counters and latencies; see `Stats`."""
-        return Stats(self._backend_name, self._device_names, *self._stats())
+        *numbers, counts = self._stats()
+        busy = numbers[15]
+        instances = [
+            InstanceStats(device, runs, rows, requests, failed, seconds)
+            for device, (runs, rows, requests, failed), seconds in zip(
+                self._instance_devices(len(busy)), counts, busy, strict=True
+            )
+        ]
+        return Stats(
+            *(self._backend_name, self._device_names, *numbers, tuple(instances))
+        )
+
+    def _instance_devices(self, instances: int) -> list[str]:
+        each = instances // len(self._device_names)
+        return [name for name in self._device_names for _ in range(each)]
 
     def health(self) -> Health:
         """Whether the model can serve; see `Health`."""
-        status, message, alive, _, longest_run, oldest_wait, failing = self._health()
+        status, message, alive, _, longest_run, oldest_wait, failing, lost = (
+            self._health()
+        )
+        instances = len(self._stats()[15])
+        devices = (
+            device
+            for device, is_lost in zip(
+                self._instance_devices(instances), lost, strict=False
+            )
+            if is_lost
+        )
         return Health(
             status,
             message,
-            len(self._stats()[15]),
+            instances,
             alive,
             longest_run,
             oldest_wait,
             failing,
+            tuple(dict.fromkeys(devices)),
         )
 
     def session(self, **state: Any) -> Session:

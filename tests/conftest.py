@@ -21,6 +21,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import own_process
 import pytest
 
 import pyasyncml
@@ -33,6 +34,10 @@ KINDS_OF_LOOP = ["asyncio", pytest.param("uvloop", marks=without_uvloop)]
 
 #: How long workers may take to end once nobody needs them.
 PATIENCE = 5.0  # seconds
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    own_process.register(config)
 
 
 def new_loop(kind: str) -> asyncio.AbstractEventLoop:
@@ -246,3 +251,35 @@ def _leaves_nothing_behind(
         pytest.fail("left behind: " + ", ".join(sorted(left)), pytrace=False)
     if asyncio_log:
         pytest.fail("asyncio logged: " + "\n".join(asyncio_log), pytrace=False)
+
+
+# --- the simulated accelerator ---
+
+
+@pytest.fixture
+def accelerators(request: pytest.FixtureRequest) -> Iterator[list[Any]]:
+    """Two simulated devices (see accelerator/), as new. The test has the mark
+    `accelerator`. Fails it if anything read memory that wasn't written or was freed, or
+    if memory of the devices is left; a test that plants such a bug resets them itself.
+    """
+    import accelerator
+
+    devices = accelerator.devices()
+    for device in devices:
+        device.reset()
+    before = [device.counters().live_blocks for device in devices]
+    yield devices
+    if not request.node.stash.get(failed, False):
+        read = [device.counters().poison_read for device in devices]
+        assert not any(read), f"{read} reads of poison"
+        request.node.funcargs.clear()
+        until = time.monotonic() + PATIENCE
+        while gc.collect() or (
+            [device.counters().live_blocks for device in devices] > before
+            and time.monotonic() < until
+        ):
+            time.sleep(0.002)
+        left = [device.counters().live_blocks for device in devices]
+        assert left <= before, f"blocks of the devices' memory: {before}, then {left}"
+    for device in devices:
+        device.reset()

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from benchmarks import (
+    devices,
     filetypes,
     load,
     minilm,
@@ -279,6 +280,32 @@ def test_the_xla_suite_measures_everyone_on_one_device_and_on_four(
     assert {cell.contender for cell in results.cells} == everyone
     for figure in figures(results):
         assert figure.text in text
+
+
+@pytest.mark.torch
+def test_the_devices_suite_feeds_one_and_two_and_compares_ways_to_wait(
+    tmp_path: Path,
+) -> None:
+    results, text = smoke("devices", tmp_path)
+    assert {(cell.workload, cell.instances) for cell in results.cells} == {
+        (devices.FED, 1),
+        (devices.FED, 2),
+        (devices.WAITING, 1),
+    }
+    waiting = {cell for cell in results.cells if cell.workload == devices.WAITING}
+    assert {cell.contender for cell in waiting} == set(devices.WAITS)
+    assert all(run.requests > 0 for (run,) in results.cells.values())
+    for figure in figures(results):
+        assert figure.text in text
+
+
+def test_copies_beside_kernels_are_counted_by_time() -> None:
+    timeline: devices.Timeline = [
+        ("to device", 0.0, 2.0),
+        ("kernel", 1.0, 4.0),
+        ("to host", 3.0, 5.0),
+    ]
+    assert devices.under_kernels(timeline) == pytest.approx(0.5)
 
 
 def test_greedy_batches_drop_the_cancelled_and_fail_the_failing_one_alone() -> None:

@@ -107,7 +107,7 @@ def test_deadlines_pass_in_their_order_whatever_that_of_the_calls(run):
             order = []
             futures = []
             for n in (7, 2, 9, 4, 1, 8, 3, 6, 5):
-                futures.append(model.infer(n, timeout=0.01 + n * 0.004))
+                futures.append(model.infer(n, timeout=0.02 + n * 0.02))
                 futures[-1].add_done_callback(lambda _, n=n: order.append(n))
             await asyncio.wait(futures)
             for future in futures:

@@ -93,6 +93,7 @@ def report(tmp_path_factory):
     """What pytest says of the tests above."""
     folder = tmp_path_factory.mktemp("leaky")
     shutil.copy(HERE / "conftest.py", folder)
+    shutil.copy(HERE / "own_process.py", folder)
     (folder / "test_leaky.py").write_text(LEAKY)
     options = ["-q", "-rA", "-p", "no:cacheprovider", "-k", "not uvloop and not debug"]
     options += ["-c", HERE.parent / "pyproject.toml", "--rootdir", folder]

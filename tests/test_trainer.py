@@ -341,7 +341,7 @@ def hold_the_gil(seconds):
         ({"accumulate": 0}, ValueError, "accumulate"),
         ({"clip_norm": -1.0}, ValueError, "clip_norm"),
         ({"threads": 0}, ValueError, "threads"),
-        ({"device": "cuda:0"}, ValueError, "is on cpu, not on cuda:0"),
+        ({"device": "cuda:0"}, ValueError, "no cuda:0 to move to"),
         ({"device": "tape"}, ValueError, "device"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,

@@ -5,7 +5,7 @@
  * long as the process. The table is append-only: `abi_version` changes when a member
  * changes its meaning, `struct_size` tells which members are there.
  *
- * Threads. `load`, `open`, `run`, `close` and `unload` are called on the model's
+ * Threads. All but `devices`, `stop` and a flight's `ready` are called on the model's
  * worker threads, never with the GIL, and must not take it (the python backend, which
  * lives in csrc/python, is the exception that proves the rule). An instance is used by
  * one thread only, the one that opened it. `describe` is called on a worker after
@@ -80,6 +80,17 @@ struct paml_run {
 
 #define PAML_ABSENT 0xffffffffu
 
+/* A run that was begun and may not have ended. Owner: the worker. */
+struct paml_flight {
+    struct paml_run run; /* its inputs stay valid until finish() has returned */
+    void *ticket;        /* the backend's own, set by submit() */
+    /* The engine's: the run is done, finish() won't wait. Any thread, submit()'s caller
+       included; doesn't block. At most once a flight, and not after poll() has said 0
+       or finish() has returned. The flight may be gone as soon as it returns, so what
+       finish() frees is not to be touched after it (or finish() waits for that). */
+    void (*ready)(struct paml_flight *flight);
+};
+
 struct paml_device_info {
     DLDevice device;
     char name[64];   /* "NVIDIA H100", … or "cpu" */
@@ -118,6 +129,27 @@ struct paml_backend {
        Any thread, during runs only; must not wait. Not `on`: runs are to run again; on
        the instance's thread, between two runs, after each stop. */
     void (*stop)(void *instance, int on);
+
+    /* Asynchronous instances: all four of these, or none. */
+
+    /* How many runs of this instance may be in flight; 0 or 1: none, it runs by `run`
+       alone. Asked once, after open. */
+    uint32_t (*depth)(void *instance);
+    /* Begins what `run` would do, and returns without waiting for the device. A code:
+       nothing was begun. */
+    int (*submit)(void *instance, struct paml_flight *flight, struct paml_error *err);
+    /* 0: done, finish() won't wait. More: ask again in so many ns. INT64_MAX: don't
+       ask, flight->ready() will be called (or was). Asked of the oldest flight. */
+    int64_t (*poll)(void *instance, struct paml_flight *flight);
+    /* Waits if need be, then fills run.outputs or gives the run's error. Called once
+       for each flight that was begun, in the order of submission. `run` is called only
+       while none is up. */
+    int (*finish)(void *instance, struct paml_flight *flight, struct paml_error *err);
+
+    /* NULL: there are no streams to order. What the calling thread has enqueued on its
+       current stream of the device until now comes before whatever runs begun from now
+       on do there with inputs that lie on it. Any thread, GIL or not; must not wait. */
+    void (*order)(DLDevice device);
 };
 
 static inline int
@@ -126,6 +158,23 @@ paml_backend_can_stop(const struct paml_backend *backend)
     return backend->struct_size >=
                offsetof(struct paml_backend, stop) + sizeof(backend->stop) &&
            backend->stop != NULL;
+}
+
+static inline int
+paml_backend_is_asynchronous(const struct paml_backend *backend)
+{
+    return backend->struct_size >=
+               offsetof(struct paml_backend, finish) + sizeof(backend->finish) &&
+           backend->depth != NULL && backend->submit != NULL && backend->poll != NULL &&
+           backend->finish != NULL;
+}
+
+static inline int
+paml_backend_orders(const struct paml_backend *backend)
+{
+    return backend->struct_size >=
+               offsetof(struct paml_backend, order) + sizeof(backend->order) &&
+           backend->order != NULL;
 }
 
 /* Room for `more` further values; the new ones are zeroed (PAML_NONE). Returns the

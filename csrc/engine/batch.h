@@ -50,7 +50,7 @@ struct paml_batcher {
 /* Finds rows, lengths and batch_key of an op: once, before it is queued. lengths[i] is
    -1 where no input has the axis (optional ones are missing). The key is 0 when the op
    runs alone: it has no tensor with axes, or no rows, or values that can't be compared
-   (objects; rank 0 on a device). PAML_OK or PAML_ERR_INPUT. */
+   or copied here (objects; tensors on a device). PAML_OK or PAML_ERR_INPUT. */
 int paml_batch_classify(const struct paml_batching *batching, struct paml_op *op,
                         struct paml_error *err);
 

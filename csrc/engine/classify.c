@@ -55,7 +55,7 @@ trait_of_tensor(const struct paml_batching *batching, const struct paml_op *op,
         }
     }
     trait->n_words = (uint32_t)(word - trait->words);
-    return tensor->ndim > 0 || tensor->device.device_type == kDLCPU;
+    return tensor->device.device_type == kDLCPU; /* else it couldn't be gathered */
 }
 
 static bool

@@ -25,6 +25,7 @@ enum paml_code {
     PAML_ERR_QUEUE,    /* the bound was reached                   -> QueueFull */
     PAML_ERR_CLOSED,   /* close() came first                      -> ModelClosed */
     PAML_ERR_PYTHON,   /* outputs[0] is the exception object that was raised */
+    PAML_ERR_DEVICE,   /* it is lost, and every later run with it -> BackendError */
 };
 
 #define PAML_MESSAGE_SIZE 1024

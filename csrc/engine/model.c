@@ -53,6 +53,7 @@ paml_model_new(const struct paml_backend *backend,
     model->n_workers = n_workers;
     model->workers = workers;
     model->status = PAML_STATUS_NEW;
+    atomic_init(&model->serving, n_workers);
     for (int i = 0; i < n_workers; i++) {
         workers[i].model = model;
         workers[i].index = i;
@@ -242,6 +243,28 @@ paml_model_note_failure(struct paml_model *model, const struct paml_error *error
     pthread_mutex_lock(&model->lock);
     if (model->status == PAML_STATUS_READY) {
         model->error = *error;
+    }
+    pthread_mutex_unlock(&model->lock);
+}
+
+/* Thread: worker. Locks: takes the model's. */
+void
+paml_model_lost(struct paml_worker *worker, const struct paml_error *error)
+{
+    struct paml_model *model = worker->model;
+
+    pthread_mutex_lock(&model->lock);
+    if (model->loss.code == PAML_OK) {
+        model->loss = *error;
+    }
+    for (int i = 0; i < model->n_workers; i++) {
+        struct paml_worker *other = &model->workers[i];
+        if (other->device.device_type == worker->device.device_type &&
+            other->device.device_id == worker->device.device_id &&
+            !atomic_load_explicit(&other->lost, memory_order_relaxed)) {
+            /* relaxed: it says nothing of other data; each looks before it takes. */
+            atomic_store_explicit(&other->lost, true, memory_order_relaxed);
+        }
     }
     pthread_mutex_unlock(&model->lock);
 }

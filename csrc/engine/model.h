@@ -74,6 +74,8 @@ struct paml_worker {
     struct paml_cost_model cost;
     struct paml_worker_stats stats;
     struct paml_stopping stopping;
+    atomic_bool lost; /* its device is: it takes nothing more */
+    bool refuses;     /* as there is no other: it answers all with that */
 };
 
 struct paml_model {
@@ -94,6 +96,7 @@ struct paml_model {
 
     /* Runs that failed since the last one that didn't. */
     _Alignas(64) atomic_uint_least64_t failing;
+    atomic_int serving; /* workers whose device isn't lost */
 
     pthread_mutex_t lock;
     pthread_cond_t loaded; /* status left LOADING, or the program is there */
@@ -101,6 +104,7 @@ struct paml_model {
     void *program;
     const struct paml_entry *entry; /* valid from READY on, while a worker lives */
     struct paml_error error;        /* of a FAILED model, or of the last failed run */
+    struct paml_error loss;         /* of the first device that was lost */
     int live;                       /* workers that haven't left, and pins */
     int opened;                     /* instances that are warm */
     bool ended;                     /* unloaded; no worker will touch it again */

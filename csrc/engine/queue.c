@@ -102,6 +102,15 @@ queue_wake_one(struct paml_queue *queue)
     }
 }
 
+/* Thread: any. Locks: none. */
+void
+paml_queue_hand_on(struct paml_queue *queue)
+{
+    /* It may have been woken for what it leaves, or have kept the time of a batch that
+       waits for more: whoever wakes looks at all of it. */
+    queue_wake_one(queue);
+}
+
 /* --- counting: all relaxed, since the counts stand for themselves --- */
 
 static int64_t

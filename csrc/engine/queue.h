@@ -100,6 +100,9 @@ bool paml_queue_has_news(struct paml_queue *queue);
 void paml_queue_wait(struct paml_queue *queue, struct paml_patience *patience,
                      const struct paml_batch *batch);
 
+/* A worker that will take no more: what waits, or will, is another's. */
+void paml_queue_hand_on(struct paml_queue *queue);
+
 /* Workers come (1) and go (-1). */
 void paml_queue_attend(int workers);
 

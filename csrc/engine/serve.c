@@ -57,6 +57,12 @@ timed_run(struct serving *serving, struct paml_run *run,
     int64_t begun, ended;
     int code;
 
+    if (worker->refuses) {
+        return paml_fail(serving->error, PAML_ERR_DEVICE,
+                         "the model has no device left, until it is loaded again "
+                         "(reload): %.900s",
+                         model->loss.message);
+    }
     begun = paml_worker_before_run(worker) ? paml_now_ns() : serving->now_ns;
     if (stoppable && !paml_stop_begin(worker, serving->instance, slices, requests)) {
         serving->now_ns = paml_now_ns();
@@ -79,6 +85,9 @@ timed_run(struct serving *serving, struct paml_run *run,
     }
     if (code != PAML_OK) {
         paml_model_note_failure(model, serving->error);
+        if (code == PAML_ERR_DEVICE) {
+            paml_model_lost(worker, serving->error);
+        }
         return code;
     }
     if (atomic_load_explicit(&model->failing, memory_order_relaxed) != 0) {
@@ -353,7 +362,7 @@ run_slices(struct serving *serving, struct paml_slice *slices, struct job **jobs
         paml_cost_out_of_memory(
             &worker->cost, paml_batch_cost_key_of(serving->batching, slices, n), rows);
         run_halves(serving, slices, jobs, n, rows / 2);
-    } else if (ran && n > 1) {
+    } else if (ran && n > 1 && code != PAML_ERR_DEVICE) {
         run_halves(serving, slices, jobs, n, 0);
     } else {
         for (uint32_t i = 0; i < n; i++) {

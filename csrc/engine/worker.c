@@ -189,6 +189,25 @@ worker_wait(struct paml_worker *worker)
     }
 }
 
+/* Its device is lost: whether it is to end. The last one stays, and refuses.
+   Thread: worker. Locks: none. */
+static bool
+worker_retires(struct paml_worker *worker)
+{
+    struct paml_model *model = worker->model;
+
+    if (worker->refuses) {
+        return false;
+    }
+    /* acq_rel: the last one to leave finds what others found lost. */
+    if (atomic_fetch_sub_explicit(&model->serving, 1, memory_order_acq_rel) > 1) {
+        paml_queue_hand_on(&model->queue);
+        return true;
+    }
+    worker->refuses = true;
+    return false;
+}
+
 /* Serves the queue until it is closed and empty. Thread: worker. Locks: the queue's. */
 static void
 worker_serve(struct paml_worker *worker, void *instance, struct paml_error *error)
@@ -200,6 +219,10 @@ worker_serve(struct paml_worker *worker, void *instance, struct paml_error *erro
     worker->home = paml_home_new();
     paml_queue_attend(1);
     while (!closed) {
+        if (atomic_load_explicit(&worker->lost, memory_order_relaxed) &&
+            worker_retires(worker)) {
+            break;
+        }
         worker_take_tokens(worker);
         paml_queue_take(queue, &worker->cost, worker->last_run_ns, &worker->batch,
                         &closed);

@@ -242,6 +242,10 @@ check_inputs_reachable(ModelObj *self, struct paml_request *request)
                          paml_device_name(self->devices[0], model, sizeof(model)));
             return -1;
         }
+        if (value->kind == PAML_TENSOR && value->tensor.device.device_type != kDLCPU &&
+            paml_backend_orders(self->model->backend)) {
+            self->model->backend->order(value->tensor.device);
+        }
         op->bytes += paml_value_nbytes(value);
         paml_walk_step(&walk, value);
     }

@@ -30,20 +30,28 @@ struct paml_totals {
     long long waiting_rows, waiting_bytes, parked_rows;
     int running;
     struct paml_histogram wait, run;
-    unsigned long long busy_ns[]; /* of each instance */
+    struct paml_instance_totals {
+        unsigned long long runs, rows, requests, failed, busy_ns;
+    } instances[];
 };
 
 static struct paml_totals *
 totals_new(const struct paml_model *model)
 {
-    size_t busy = (size_t)model->n_workers * sizeof(unsigned long long);
+    size_t instances = (size_t)model->n_workers * sizeof(struct paml_instance_totals);
 
-    return PyMem_Calloc(1, sizeof(struct paml_totals) + busy);
+    return PyMem_Calloc(1, sizeof(struct paml_totals) + instances);
 }
 
 static void
-add_worker(struct paml_totals *totals, const struct paml_worker_stats *stats)
+add_worker(struct paml_totals *totals, struct paml_instance_totals *instance,
+           const struct paml_worker_stats *stats)
 {
+    instance->runs += get(&stats->runs);
+    instance->rows += get(&stats->rows);
+    instance->requests += get(&stats->requests);
+    instance->failed += get(&stats->failed);
+    instance->busy_ns += get(&stats->busy_ns);
     totals->completed += get(&stats->completed);
     totals->failed += get(&stats->failed);
     totals->expired += get(&stats->expired);
@@ -82,8 +90,7 @@ add_model(struct paml_totals *totals, struct paml_model *model)
     totals->waiting_rows += paml_queue_rows(&model->queue);
     totals->waiting_bytes += paml_queue_bytes(&model->queue);
     for (int i = 0; i < model->n_workers; i++) {
-        totals->busy_ns[i] += get(&model->workers[i].stats.busy_ns);
-        add_worker(totals, &model->workers[i].stats);
+        add_worker(totals, &totals->instances[i], &model->workers[i].stats);
     }
 }
 
@@ -125,7 +132,7 @@ totals_of(ModelObj *self)
     if (self->past != NULL) {
         memcpy(totals, self->past,
                sizeof(*totals) +
-                   (size_t)self->model->n_workers * sizeof(totals->busy_ns[0]));
+                   (size_t)self->model->n_workers * sizeof(totals->instances[0]));
     }
     for (model = self->model; model != NULL; model = model->predecessor) {
         add_model(totals, model);
@@ -174,7 +181,7 @@ busy_of(const struct paml_totals *totals, int n_workers)
     PyObject *busy = PyTuple_New(n_workers), *number;
 
     for (int i = 0; busy != NULL && i < n_workers; i++) {
-        number = PyFloat_FromDouble(seconds(totals->busy_ns[i]));
+        number = PyFloat_FromDouble(seconds(totals->instances[i].busy_ns));
         if (number == NULL) {
             Py_CLEAR(busy);
         } else {
@@ -184,15 +191,34 @@ busy_of(const struct paml_totals *totals, int n_workers)
     return busy;
 }
 
+/* (runs, rows, requests, failed) of each instance. */
+static PyObject *
+instances_of(const struct paml_totals *totals, int n_workers)
+{
+    PyObject *instances = PyTuple_New(n_workers), *numbers;
+
+    for (int i = 0; instances != NULL && i < n_workers; i++) {
+        const struct paml_instance_totals *instance = &totals->instances[i];
+        numbers = Py_BuildValue("(KKKK)", instance->runs, instance->rows,
+                                instance->requests, instance->failed);
+        if (numbers == NULL) {
+            Py_CLEAR(instances);
+        } else {
+            PyTuple_SET_ITEM(instances, i, numbers);
+        }
+    }
+    return instances;
+}
+
 /* (submitted, completed, failed, cancelled, expired, rejected, waiting rows, waiting
     bytes, parked rows, running, waited, wait p50, wait p99, run p50, run p99, busy
    seconds per instance, runs, rows, requests of runs, releases, inlined, their seconds,
    cells of padded inputs, those that were padding, their share, CPU tokens held and in
-   all) */
+   all, of each instance (runs, rows, requests, failed)) */
 PyObject *
 Model_stats(ModelObj *self, PyObject *Py_UNUSED(ignored))
 {
-    PyObject *busy, *releases, *result = NULL;
+    PyObject *busy, *releases, *instances, *result = NULL;
     struct paml_totals *totals;
     unsigned long long padding;
 
@@ -206,9 +232,10 @@ Model_stats(ModelObj *self, PyObject *Py_UNUSED(ignored))
     padding = totals->cells - totals->real_cells;
     busy = busy_of(totals, self->model->n_workers);
     releases = releases_of(totals);
-    if (busy != NULL && releases != NULL) {
+    instances = instances_of(totals, self->model->n_workers);
+    if (busy != NULL && releases != NULL && instances != NULL) {
         result = Py_BuildValue(
-            "(KKKKKKLLLidddddOKKKOKdKKdii)", totals->submitted, totals->completed,
+            "(KKKKKKLLLidddddOKKKOKdKKdiiO)", totals->submitted, totals->completed,
             totals->failed, totals->cancelled, totals->expired, totals->rejected,
             totals->waiting_rows, totals->waiting_bytes, totals->parked_rows,
             totals->running, seconds(get(&totals->wait.sum_ns)),
@@ -217,16 +244,32 @@ Model_stats(ModelObj *self, PyObject *Py_UNUSED(ignored))
             totals->runs, totals->rows, totals->requests, releases, totals->inlined,
             seconds(totals->inline_ns), totals->cells, padding,
             totals->cells > 0 ? (double)padding / (double)totals->cells : 0.0,
-            paml_budget_held(), paml_budget_total());
+            paml_budget_held(), paml_budget_total(), instances);
     }
     PyMem_Free(totals);
     Py_XDECREF(busy);
     Py_XDECREF(releases);
+    Py_XDECREF(instances);
     return result;
 }
 
+/* Which instances' devices are lost. */
+static PyObject *
+lost_of(struct paml_model *model)
+{
+    PyObject *lost = PyTuple_New(model->n_workers);
+
+    for (int i = 0; lost != NULL && i < model->n_workers; i++) {
+        bool is_lost =
+            atomic_load_explicit(&model->workers[i].lost, memory_order_relaxed);
+        PyTuple_SET_ITEM(lost, i, PyBool_FromLong(is_lost));
+    }
+    return lost;
+}
+
 /* (status, error message, workers alive, workers ready, longest run so far in seconds,
-    oldest wait in seconds, failed runs in a row) */
+    oldest wait in seconds, failed runs in a row, of each instance whether its device is
+    lost) */
 PyObject *
 Model_health(ModelObj *self, PyObject *Py_UNUSED(ignored))
 {
@@ -234,10 +277,10 @@ Model_health(ModelObj *self, PyObject *Py_UNUSED(ignored))
                                         "closing", "closed",  "failed"};
     struct paml_model *model = self->model;
     int64_t now = paml_now_ns(), since, longest = 0;
-    struct paml_error error;
+    struct paml_error error, loss;
     enum paml_status status;
     unsigned long long failing;
-    PyObject *message;
+    PyObject *message, *lost;
     int live, opened;
 
     if (model == NULL) {
@@ -246,13 +289,14 @@ Model_health(ModelObj *self, PyObject *Py_UNUSED(ignored))
     }
     if (paml_threads_forked()) {
         /* Its locks may be held by workers that didn't come along. */
-        return Py_BuildValue("(ssiiddK)", "failed", "this process was forked", 0, 0,
+        return Py_BuildValue("(ssiiddK())", "failed", "this process was forked", 0, 0,
                              0.0, 0.0, 0ULL);
     }
     status = paml_model_status(model, &error);
     pthread_mutex_lock(&model->lock);
     live = model->live;
     opened = model->opened;
+    loss = model->loss;
     pthread_mutex_unlock(&model->lock);
     for (int i = 0; i < model->n_workers; i++) {
         since = atomic_load_explicit(&model->workers[i].stats.running_since_ns,
@@ -263,14 +307,19 @@ Model_health(ModelObj *self, PyObject *Py_UNUSED(ignored))
     }
     failing = get(&model->failing);
     if (status == PAML_STATUS_READY && failing == 0) {
-        error.message[0] = '\0'; /* of a run that failed once */
+        error = loss; /* and not of a run that failed once */
     }
     message = PyUnicode_DecodeUTF8(error.message, (Py_ssize_t)strlen(error.message),
                                    "replace");
     if (message == NULL) {
         return NULL;
     }
-    return Py_BuildValue("(sNiiddK)", names[status], message, live, opened,
+    lost = lost_of(model);
+    if (lost == NULL) {
+        Py_DECREF(message);
+        return NULL;
+    }
+    return Py_BuildValue("(sNiiddKN)", names[status], message, live, opened,
                          (double)longest / PAML_SECOND, oldest_wait(&model->queue),
-                         failing);
+                         failing, lost);
 }

@@ -294,6 +294,7 @@ paml_exception_new(struct module_state *state, int code, const char *message)
         [PAML_ERR_QUEUE] = state->QueueFull,
         [PAML_ERR_CLOSED] = state->ModelClosed,
         [PAML_ERR_PYTHON] = state->BackendError,
+        [PAML_ERR_DEVICE] = state->BackendError,
     };
     int known = code > 0 && (size_t)code < sizeof(types) / sizeof(types[0]);
     PyObject *type = known ? types[code] : state->BackendError;

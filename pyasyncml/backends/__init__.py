@@ -12,7 +12,15 @@ from .. import _core
 from ..errors import LoadError
 
 # DLDeviceType of the DLPack standard.
-_DEVICE_TYPES = {"cpu": 1, "cuda": 2, "mps": 8, "rocm": 10, "xpu": 14, "xla": 240}
+_DEVICE_TYPES = {
+    "cpu": 1,
+    "cuda": 2,
+    "mps": 8,
+    "rocm": 10,
+    "privateuseone": 12,
+    "xpu": 14,
+    "xla": 240,
+}
 _DEVICE_NAMES = {number: name for name, number in _DEVICE_TYPES.items()}
 
 Devices = tuple[tuple[str, tuple[int, int]], ...]

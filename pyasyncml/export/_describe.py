@@ -12,7 +12,7 @@ import math
 import operator
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -300,7 +300,7 @@ class Describer:
             )
         self.bodies[0] = ([], nodes, results)
         leaves = [self._leaf(leaf) for leaf in self.leaves]  # finds symbols
-        home = _home_of(self.constants)
+        home = home_of(self.constants)
         return (
             self.name,
             home,
@@ -381,8 +381,10 @@ class Describer:
         return ("fixed", leaf.path, slot, value)
 
 
-def _home_of(constants: Sequence[torch.Tensor]) -> str:
-    devices = {str(t.device) for t in constants if t.device.type != "cpu"}
+def home_of(tensors: Iterable[torch.Tensor]) -> str:
+    """The device that they are on; some may be on the CPU all the same. Raises
+    `LoadError` for several devices."""
+    devices = {str(t.device) for t in tensors if t.device.type != "cpu"}
     if len(devices) > 1:
         raise LoadError(f"the weights are on several devices: {sorted(devices)}")
     return devices.pop() if devices else "cpu"

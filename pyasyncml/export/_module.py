@@ -18,7 +18,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from ..errors import LoadError
-from ._describe import fixed_size
+from ._describe import fixed_size, home_of
 from ._program import Names, argument_names
 from ._recurrent import whole_recurrent_layers
 
@@ -62,7 +62,10 @@ def export_module(
         raise LoadError(
             f"inputs: {len(inputs)} examples, but the module takes {len(names)}"
         )
+    home = home_of((*module.parameters(), *module.buffers()))
     args = pytree.tree_map_only(_is_array, torch.as_tensor, inputs)
+    if home != "cpu":  # where runs copy them to
+        args = pytree.tree_map_only(torch.Tensor, lambda t: t.to(home), args)
     tensors = {
         path: leaf
         for path, leaf in _paths(names, args)

@@ -71,12 +71,18 @@ class TorchProgram:
                 f"module: expected a torch.nn.Module, got {type(module).__name__}"
             )
         check_options(loss, clip_norm, accumulate)
-        if device is not None:
-            _check_device(module, device)
         rules_of(optimizer)
         check_scheduler(optimizer, scheduler, scheduler_interval)
         if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
             raise ValueError(f"threads: expected an int, 1 or more, got {threads!r}")
+        if device is not None:
+            if not isinstance(device, str):
+                raise TypeError(f"device: expected a str, got {type(device).__name__}")
+            _move(
+                [m for m in (module, loss) if isinstance(m, torch.nn.Module)],
+                optimizer,
+                device,
+            )
         self._module = module
         self._loss = loss
         self._optimizer = optimizer
@@ -367,18 +373,33 @@ class _Rows:
         return np.array([next(self._rows) for _ in range(steps)], dtype=np.float64)
 
 
-def _check_device(module: torch.nn.Module, name: str) -> None:
+def _move(modules: Sequence[Any], optimizer: torch.optim.Optimizer, name: str) -> None:
+    """Moves them to the device. Raises `ValueError` where there is none, or where the
+    optimizer's state, which stays where it is, would be left behind."""
     parse_devices(name)
-    expected = torch.device(name)
-    for path, parameter in module.named_parameters():
-        if parameter.device.type != expected.type or (
-            (expected.index or 0) != (parameter.device.index or 0)
-        ):
+    home = torch.device(name)
+    home = torch.device(home.type, home.index or 0) if home.type != "cpu" else home
+    for module in modules:
+        tensors = (*module.named_parameters(), *module.named_buffers())
+        elsewhere = [path for path, tensor in tensors if tensor.device != home]
+        if elsewhere and optimizer.state:
             raise ValueError(
-                f"device: the module's {path!r} is on {parameter.device}, not on "
-                f"{name}; move the module there (module.to(device)) before its "
-                "optimizer is made"
+                f"device: {elsewhere[0]!r} is not on {name}, and the optimizer has "
+                "state beside it already; move the module there (module.to(device)) "
+                "before its optimizer has made a step"
             )
+        if not elsewhere:
+            continue
+        before = dict(module.named_parameters())
+        try:
+            module.to(home)
+        except (AssertionError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"device: no {name} to move to: {reason}") from error
+        # For some kinds of devices that makes other Parameter objects.
+        now = {id(before[path]): new for path, new in module.named_parameters()}
+        for group in optimizer.param_groups:
+            group["params"] = [now.get(id(p), p) for p in group["params"]]
 
 
 def _tensors(batch: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:

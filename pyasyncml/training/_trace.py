@@ -214,6 +214,8 @@ def trace(
         StatelessSymbolicContext,
     )
 
+    from ..export._describe import home_of
+
     class Mode(FakeTensorMode):
         """Asks no questions about sizes for a convolution: which of its kernels is
         taken, and in what layout it answers, is decided in each run."""
@@ -230,6 +232,7 @@ def trace(
     convolutions = {aten.convolution.default, aten.convolution_backward.default}
     environment = ShapeEnv()
     mode = Mode(shape_env=environment, allow_non_fake_inputs=True)
+    home = home_of((*pair.parameters().values(), *pair.buffers().values()))
 
     def fake_input(tensor: Tensor, axes: frozenset[int]) -> Tensor:
         sizes = [
@@ -237,7 +240,7 @@ def trace(
             for axis in range(tensor.dim())
         ]
         made: Tensor = mode.from_tensor(
-            tensor.detach(),
+            tensor.detach().to(home),  # where runs copy it to
             symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes),
         )
         return made

@@ -70,8 +70,10 @@ class Trainer:
         `clip_norm`: the gradients' norm at most. `accumulate`: a batch is cut into so
         many parts, whose gradients are averaged. `autocast`: ``torch.bfloat16`` or a
         ``torch.autocast``. `seed`: of the order of the rows and of dropout; None: a
-        new one. `device`: where the module is expected to be; it is trained where its
-        parameters are. `threads`: intra-op threads of a step.
+        new one. `device`: where the module is trained, "cuda:0" or the like: it is
+        moved there, as ``module.to(device)`` does, with a loss that is a module; None:
+        where its parameters are. Arrays come from host memory; batches of `step` and of
+        iterables may lie on the device. `threads`: intra-op threads of a step.
 
         The module is in the mode (train or eval) that it is in. One trainer at a time
         drives a module; models loaded from it serve copies from then on

@@ -6,9 +6,11 @@
 #include "device.h"
 #include "errors.h"
 #include "graph_program.h"
+#include "lane.h"
 #include "program.h"
 #include "served.h"
 
+using pyasyncml::Flight;
 using pyasyncml::GraphProgram;
 using pyasyncml::Program;
 using pyasyncml::report;
@@ -17,7 +19,8 @@ using pyasyncml::ServedProgram;
 
 extern "C" {
 
-/* Thread: worker. GIL: not held, not taken. (Of all functions here but `devices`.) */
+/* Thread: worker. GIL: not held, not taken. (Of all functions here but `devices` and
+   `order`.) */
 static int
 torch_load(const struct paml_load_spec *spec, void **program,
            struct paml_error *err) noexcept
@@ -76,6 +79,59 @@ torch_run(void *instance, struct paml_run *run, struct paml_error *err) noexcept
     }
 }
 
+static uint32_t
+torch_depth(void *instance) noexcept
+{
+    return static_cast<ServedInstance *>(instance)->depth();
+}
+
+static int
+torch_submit(void *instance, struct paml_flight *flight,
+             struct paml_error *err) noexcept
+{
+    try {
+        flight->ticket =
+            static_cast<ServedInstance *>(instance)->begin(flight->run).release();
+        return PAML_OK;
+    } catch (...) {
+        return report(err, PAML_ERR_BACKEND);
+    }
+}
+
+static int64_t
+torch_poll(void *instance, struct paml_flight *flight) noexcept
+{
+    return static_cast<ServedInstance *>(instance)->ask(
+        *static_cast<Flight *>(flight->ticket));
+}
+
+static int
+torch_finish(void *instance, struct paml_flight *flight,
+             struct paml_error *err) noexcept
+{
+    std::unique_ptr<Flight> begun(static_cast<Flight *>(flight->ticket));
+
+    flight->ticket = nullptr;
+    try {
+        static_cast<ServedInstance *>(instance)->end(std::move(begun),
+                                                     flight->run.outputs);
+        return PAML_OK;
+    } catch (...) {
+        return report(err, PAML_ERR_BACKEND);
+    }
+}
+
+/* Thread: any. GIL: either way. */
+static void
+torch_order(DLDevice device) noexcept
+{
+    try {
+        pyasyncml::order_after_caller(pyasyncml::device_of(device));
+    } catch (...) {
+        /* A device that can't do this can't run anything either, and says so then. */
+    }
+}
+
 static void
 torch_close(void *instance) noexcept
 {
@@ -107,6 +163,11 @@ const struct paml_backend paml_torch_backend = {
     .devices = torch_devices,
     .computes = 1,
     .stop = nullptr,
+    .depth = torch_depth,
+    .submit = torch_submit,
+    .poll = torch_poll,
+    .finish = torch_finish,
+    .order = torch_order,
 };
 
 } // extern "C"

@@ -1,10 +1,9 @@
 #include "device.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <optional>
-#include <thread>
+#include <string>
 
 #include <unistd.h>
 
@@ -136,45 +135,6 @@ use_threads(int threads)
         }
         current = threads;
     }
-}
-
-Queue::Queue(c10::Device device)
-    : stream_(c10::impl::getDeviceGuardImpl(device.type())
-                  ->getStreamFromGlobalPool(device)),
-      event_(device.type())
-{
-}
-
-void
-Queue::follow_default_stream()
-{
-    const auto *guard = c10::impl::getDeviceGuardImpl(stream_.device_type());
-    event_.record(guard->getDefaultStream(stream_.device()));
-    event_.block(stream_);
-}
-
-void
-Queue::wait()
-{
-    using namespace std::chrono;
-
-    /* Event::synchronize burns a core on CUDA (c10::EventFlag has no blocking wait). */
-    event_.record(stream_);
-    const auto start = steady_clock::now();
-    while (!event_.query()) {
-        const auto elapsed = steady_clock::now() - start;
-        if (elapsed > microseconds(30)) {
-            std::this_thread::sleep_for(std::clamp<steady_clock::duration>(
-                elapsed / 8, microseconds(20), microseconds(500)));
-        }
-    }
-}
-
-void
-Queue::lend_to_default_stream(const c10::DataPtr &data) const
-{
-    const auto *guard = c10::impl::getDeviceGuardImpl(stream_.device_type());
-    guard->recordDataPtrOnStream(data, guard->getDefaultStream(stream_.device()));
 }
 
 } // namespace pyasyncml

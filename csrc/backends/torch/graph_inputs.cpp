@@ -237,7 +237,7 @@ GraphInstance::read_tree(InputReader &reader, const Tree &tree)
 bool
 GraphInstance::read_inputs(const struct paml_run &run)
 {
-    InputReader reader(run, device_, graph_.writes_inputs, borrowed_);
+    InputReader reader(run, device_, graph_.writes_inputs, borrowed_, lane_.get());
 
     sizes_.assign(graph_.symbols.size(), UNKNOWN);
     sizes_from_.assign(graph_.symbols.size(), {nullptr, 0});
@@ -256,7 +256,7 @@ GraphInstance::read_inputs(const struct paml_run &run)
             throw Failure(PAML_ERR_INPUT, "input '" + argument.name + "' is missing");
         }
     }
-    return reader.saw_device();
+    return reader.end();
 }
 
 } // namespace pyasyncml

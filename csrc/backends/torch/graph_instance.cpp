@@ -17,16 +17,9 @@ GraphProgram::open(DLDevice device, int threads)
 }
 
 GraphInstance::GraphInstance(const GraphOptions &options, DLDevice device, int threads)
-    : graph_(*options.graph), device_(require_device(device)),
-      elsewhere_(device_.type() != graph_.home.type()), threads_(threads),
-      slots_(graph_.n_slots)
+    : ServedInstance(device, threads), graph_(*options.graph),
+      elsewhere_(device_.type() != graph_.home.type()), slots_(graph_.n_slots)
 {
-    if (threads_ > 0) {
-        use_threads(threads_);
-    }
-    if (!device_.is_cpu()) {
-        queue_ = std::make_unique<Queue>(device_);
-    }
     std::vector<at::Tensor> constants = options.weights->on(device_);
     for (size_t i = 0; i < constants.size(); i++) {
         if (graph_.constants[i].written && !constants[i].is_inference()) {
@@ -38,8 +31,8 @@ GraphInstance::GraphInstance(const GraphOptions &options, DLDevice device, int t
     if (graph_.compiled != nullptr) {
         loader_ = &graph_.compiled->loader_for(device_);
     }
-    if (queue_ != nullptr) {
-        queue_->follow_default_stream(); /* where constants were copied */
+    if (lane_ != nullptr) {
+        lane_->follow_default_stream(); /* where constants were copied */
     }
 }
 
@@ -109,7 +102,7 @@ GraphInstance::run_package(const Node &node)
     for (const Operand &operand : node.operands) {
         inputs.push_back(value_of(operand).toTensor());
     }
-    void *stream = queue_ != nullptr ? queue_->native_handle() : nullptr;
+    void *stream = lane_ != nullptr ? lane_->compute().native_handle() : nullptr;
     std::vector<at::Tensor> outputs = run_compiled(*loader_, std::move(inputs), stream);
     if (outputs.size() < node.results.size()) {
         throw Failure(PAML_ERR_BACKEND, "the compiled program gave " +
@@ -298,8 +291,8 @@ GraphInstance::call(const struct paml_run &run, bool *saw_device)
     } forget = {*this};
 
     *saw_device = read_inputs(run);
-    if (queue_ != nullptr && *saw_device) {
-        queue_->follow_default_stream();
+    if (lane_ != nullptr && graph_.shares_state && !*saw_device) {
+        lane_->follow_default_stream(); /* where others write to what we share */
     }
     /* Fused optimizers write without counting: Python's check for stale graphs would
        stay silent. */
@@ -331,20 +324,13 @@ GraphInstance::call(const struct paml_run &run, bool *saw_device)
 }
 
 void
-GraphInstance::run(struct paml_run *run)
+GraphInstance::execute(const struct paml_run &run, struct paml_outputs *outputs)
 {
-    if (threads_ > 0) {
-        use_threads(threads_);
-    }
     /* The same kernels as eager code takes in inference mode, bit by bit, at less than
        its cost. The autograd keys are left out, but not those that count the versions
        of what is written to. */
     const at::AutoGradMode no_grad(false);
     const at::AutoDispatchBelowAutograd below_autograd;
-    c10::OptionalStreamGuard stream;
-    if (queue_ != nullptr) {
-        stream.reset_stream(queue_->stream());
-    }
 
     struct GiveBack {
         GraphInstance &instance;
@@ -354,8 +340,11 @@ GraphInstance::run(struct paml_run *run)
         }
     } give_back = {*this};
 
-    run_and_write(run, queue_.get(),
-                  [&](bool *saw_device) { return call(*run, saw_device); });
+    bool saw_device = false;
+    c10::IValue result = call(run, &saw_device);
+    /* The losses of steps are read where they are noted. */
+    const bool to_host = !saw_device || graph_.shares_state;
+    write_outputs(std::move(result), outputs, lane_.get(), to_host);
 }
 
 } // namespace pyasyncml

@@ -5,7 +5,6 @@
 #include <memory>
 #include <vector>
 
-#include "device.h"
 #include "graph.h"
 #include "inputs.h"
 #include "served.h"
@@ -41,9 +40,9 @@ class GraphInstance : public ServedInstance {
   public:
     GraphInstance(const GraphOptions &options, DLDevice device, int threads);
 
-    void run(struct paml_run *run) override;
-
   private:
+    void execute(const struct paml_run &run, struct paml_outputs *outputs) override;
+
     /* graph_inputs.cpp: fills the slots of the inputs, everything checked. */
     bool read_inputs(const struct paml_run &run);
     void read_tree(InputReader &reader, const Tree &tree);
@@ -63,11 +62,8 @@ class GraphInstance : public ServedInstance {
     c10::IValue result_of(const Tree &tree, std::vector<c10::IValue> &leaves);
     c10::IValue call(const struct paml_run &run, bool *saw_device);
 
-    Graph &graph_; /* the program's, which outlives its instances */
-    const c10::Device device_;
+    Graph &graph_;         /* the program's, which outlives its instances */
     const bool elsewhere_; /* not the kind of device that the graph was made on */
-    const int threads_;    /* 0: as the thread has it */
-    std::unique_ptr<Queue> queue_;                              /* on accelerators */
     torch::inductor::AOTIModelPackageLoader *loader_ = nullptr; /* the graph's */
     std::vector<c10::IValue> slots_, stack_;
     std::vector<at::Tensor> written_; /* constants whose versions the run counts up */

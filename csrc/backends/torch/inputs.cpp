@@ -105,6 +105,17 @@ dtype_of(DLDataType dtype)
     }
 }
 
+/* What a tensor takes of a staging buffer, about. */
+size_t
+staged_bytes(const DLTensor &tensor)
+{
+    size_t bytes = (size_t)tensor.dtype.bits * tensor.dtype.lanes / 8;
+    for (int32_t axis = 0; axis < tensor.ndim; axis++) {
+        bytes *= (size_t)tensor.shape[axis];
+    }
+    return bytes + 256;
+}
+
 at::Tensor
 gather(const DLTensor &from, c10::ScalarType dtype)
 {
@@ -258,6 +269,22 @@ struct InputReader::Where {
         throw Failure(PAML_ERR_INPUT, text + "; it is " + got);
     }
 };
+
+InputReader::InputReader(const struct paml_run &run, c10::Device device, bool copy,
+                         Borrowed &borrowed, Lane *lane)
+    : at_(run.inputs), end_(run.inputs + run.n_inputs), device_(device), copy_(copy),
+      borrowed_(borrowed), lane_(lane)
+{
+}
+
+bool
+InputReader::end()
+{
+    if (uploads_) {
+        uploads_->end();
+    }
+    return saw_device_;
+}
 
 const struct paml_value &
 InputReader::next()
@@ -526,6 +553,22 @@ InputReader::convert_any(const struct paml_value &value, const Where &where)
 }
 
 at::Tensor
+InputReader::upload(const at::Tensor &host)
+{
+    if (!uploads_) {
+        size_t bytes = host.nbytes();
+        for (const struct paml_value *value = at_; value != end_; value++) {
+            if (value->kind == PAML_TENSOR &&
+                value->tensor.device.device_type == kDLCPU) {
+                bytes += staged_bytes(value->tensor);
+            }
+        }
+        uploads_.emplace(*lane_, bytes);
+    }
+    return uploads_->upload(host);
+}
+
+at::Tensor
 InputReader::tensor(const struct paml_value &value, const Where &where)
 {
     if (value.kind == PAML_BOOL || value.kind == PAML_INT || value.kind == PAML_FLOAT) {
@@ -551,13 +594,13 @@ InputReader::tensor(const struct paml_value &value, const Where &where)
     const size_t alignment = c10::isComplexType(dtype) ? itemsize / 2 : itemsize;
     const c10::IntArrayRef sizes(from.shape, (size_t)from.ndim);
     char *data = (char *)from.data + from.byte_offset;
-    const bool host = from.device.device_type == kDLCPU;
+    const bool host = device_of(from.device).is_cpu();
 
     if (host && (((uintptr_t)data % alignment) != 0 ||
                  (from.strides != nullptr &&
                   any_negative({from.strides, (size_t)from.ndim})))) {
         const at::Tensor copy = gather(from, dtype);
-        return device_.is_cpu() ? copy : copy.to(device_);
+        return lane_ != nullptr ? upload(copy) : copy;
     }
     const c10::Device device = host ? c10::Device(c10::kCPU) : device_of(from.device);
     auto maker = at::for_blob(data, sizes);
@@ -567,7 +610,15 @@ InputReader::tensor(const struct paml_value &value, const Where &where)
     const at::Tensor view = maker.options(at::TensorOptions(dtype).device(device))
                                 .target_device(device)
                                 .make_tensor();
-    saw_device_ |= !device.is_cpu();
+    if (lane_ != nullptr && host) {
+        return upload(view);
+    }
+    if (!device.is_cpu() && !saw_device_) {
+        saw_device_ = true;
+        if (lane_ != nullptr) {
+            lane_->follow_default_stream(); /* where it was made */
+        }
+    }
     if (device != device_) {
         return view.to(device_);
     }

@@ -2,6 +2,7 @@
 #ifndef PAML_TORCH_INPUTS_H
 #define PAML_TORCH_INPUTS_H
 
+#include <optional>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -9,6 +10,7 @@
 #include <c10/core/Device.h>
 
 #include "backend.h"
+#include "lane.h"
 #include "program.h"
 
 namespace pyasyncml {
@@ -42,12 +44,9 @@ class Borrowed {
    argument and what it takes. */
 class InputReader {
   public:
+    /* `lane`: of the device; NULL for the CPU. */
     InputReader(const struct paml_run &run, c10::Device device, bool copy,
-                Borrowed &borrowed)
-        : at_(run.inputs), end_(run.inputs + run.n_inputs), device_(device),
-          copy_(copy), borrowed_(borrowed)
-    {
-    }
+                Borrowed &borrowed, Lane *lane);
 
     /* The next value for this argument; its default where it was left out. */
     c10::IValue read(const Argument &argument);
@@ -71,11 +70,9 @@ class InputReader {
         return absent;
     }
 
-    /* An input came on the device rather than in host memory. */
-    bool saw_device() const
-    {
-        return saw_device_;
-    }
+    /* All is read: what is enqueued from now on finds it on the device. Returns whether
+       an input came on a device rather than in host memory. */
+    bool end();
 
   private:
     struct Where;
@@ -92,12 +89,15 @@ class InputReader {
     c10::IValue tuple(const struct paml_value &value, const c10::TypePtr &type,
                       const Where &where);
     at::Tensor tensor(const struct paml_value &value, const Where &where);
+    at::Tensor upload(const at::Tensor &host);
 
     const struct paml_value *at_, *end_;
     c10::Device device_;
     bool copy_;
     bool saw_device_ = false;
     Borrowed &borrowed_;
+    Lane *lane_;
+    std::optional<Uploads> uploads_; /* from the first of them on */
 };
 
 } // namespace pyasyncml

@@ -8,14 +8,11 @@
 namespace pyasyncml {
 
 Instance::Instance(Program &program, DLDevice device, int threads)
-    : program_(program), device_(require_device(device)), threads_(threads),
+    : ServedInstance(device, threads), program_(program),
       module_(program.module_for(device_))
 {
-    if (threads_ > 0) {
-        use_threads(threads_);
-    }
-    if (!device_.is_cpu()) {
-        queue_ = std::make_unique<Queue>(device_);
+    if (lane_ != nullptr) {
+        lane_->follow_default_stream(); /* where the weights were copied */
     }
 }
 
@@ -44,37 +41,27 @@ Instance::call(const struct paml_run &run, bool *saw_device)
         }
     } give_back = {*this};
 
-    InputReader reader(run, device_, program_.writes().inputs, borrowed_);
+    InputReader reader(run, device_, program_.writes().inputs, borrowed_, lane_.get());
     stack_.emplace_back(module_);
     for (const Argument &argument : program_.arguments()) {
         stack_.push_back(reader.read(argument));
     }
-    *saw_device = reader.saw_device();
-    if (queue_ != nullptr && reader.saw_device()) {
-        queue_->follow_default_stream();
-    }
+    *saw_device = reader.end();
     program_.function().run(stack_);
     return std::move(stack_.back());
 }
 
 void
-Instance::run(struct paml_run *run)
+Instance::execute(const struct paml_run &run, struct paml_outputs *outputs)
 {
     if (lost_state_) {
         throw Failure(PAML_ERR_MEMORY,
                       "memory ran out while the model kept an input in "
                       "its state; load it again");
     }
-    check_count(*run);
-    if (threads_ > 0) {
-        use_threads(threads_);
-    }
+    check_count(run);
     /* What torch.inference_mode() is to eager code: the same kernels, no autograd. */
     const c10::InferenceMode inference;
-    c10::OptionalStreamGuard stream;
-    if (queue_ != nullptr) {
-        stream.reset_stream(queue_->stream());
-    }
 
     struct GiveBack {
         Instance &instance;
@@ -84,8 +71,9 @@ Instance::run(struct paml_run *run)
         }
     } give_back = {*this};
 
-    run_and_write(run, queue_.get(),
-                  [&](bool *saw_device) { return call(*run, saw_device); });
+    bool saw_device = false;
+    c10::IValue result = call(run, &saw_device);
+    write_outputs(std::move(result), outputs, lane_.get(), !saw_device);
 }
 
 } // namespace pyasyncml

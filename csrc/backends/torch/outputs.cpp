@@ -11,6 +11,7 @@
 #include <ATen/core/ivalue.h>
 #include <ATen/ops/scalar_tensor.h>
 
+#include "device.h"
 #include "errors.h"
 
 namespace pyasyncml {
@@ -81,8 +82,8 @@ struct Census {
 
 class OutputWriter {
   public:
-    OutputWriter(struct paml_outputs *outputs, Queue *queue, bool to_host)
-        : outputs_(outputs), queue_(queue), to_host_(to_host)
+    OutputWriter(struct paml_outputs *outputs, const Lane *lane, bool to_host)
+        : outputs_(outputs), lane_(lane), to_host_(to_host)
     {
     }
 
@@ -214,12 +215,14 @@ class OutputWriter {
             ours = true;
         }
         if (to_host_ && !tensor.device().is_cpu()) {
-            tensor = tensor.to(at::kCPU);
+            tensor = lane_ != nullptr && lane_->device() == tensor.device()
+                         ? lane_->download(std::move(tensor))
+                         : tensor.to(at::kCPU);
         } else if (!ours || overlaps_itself(tensor)) {
             tensor = tensor.clone();
         }
-        if (!tensor.device().is_cpu() && queue_ != nullptr) {
-            queue_->lend_to_default_stream(tensor.storage().data_ptr());
+        if (lane_ != nullptr && lane_->device() == tensor.device()) {
+            lane_->lend_to_default_stream(tensor);
         }
 
         struct paml_value *value = append(PAML_TENSOR);
@@ -235,10 +238,12 @@ class OutputWriter {
     }
 
     struct paml_outputs *outputs_;
-    Queue *queue_;
+    const Lane *lane_;
     bool to_host_;
     Census census_;
 };
+
+} // namespace
 
 void
 discard(struct paml_outputs *outputs)
@@ -251,22 +256,17 @@ discard(struct paml_outputs *outputs)
     outputs->count = 0;
 }
 
-} // namespace
-
 void
-write_outputs(c10::IValue result, struct paml_outputs *outputs, Queue *queue,
+write_outputs(c10::IValue result, struct paml_outputs *outputs, const Lane *lane,
               bool to_host)
 {
-    OutputWriter writer(outputs, queue, to_host);
+    OutputWriter writer(outputs, lane, to_host);
 
     try {
         if (result.isTensor()) {
             writer.write_single(std::move(result).toTensor());
         } else {
             writer.write_structure(result);
-        }
-        if (queue != nullptr) {
-            queue->wait(); /* for the copies made here */
         }
     } catch (...) {
         discard(outputs);

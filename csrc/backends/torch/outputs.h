@@ -5,7 +5,7 @@
 #include <ATen/core/ivalue.h>
 
 #include "backend.h"
-#include "device.h"
+#include "lane.h"
 
 namespace pyasyncml {
 
@@ -13,38 +13,18 @@ namespace pyasyncml {
  * tensor whose memory is an input, a weight, a constant or anything else that outlives
  * the run is copied. Two results that are views of one result stay views of it.
  *
- * `queue` is the accelerator's, or NULL on the CPU; with `to_host` tensors come back in
- * host memory, otherwise they stay on the device, complete.
+ * `lane` is the accelerator's, or NULL on the CPU. There everything is only enqueued:
+ * the results are complete when what its computing stream has been given has ended.
+ * With `to_host` tensors come back in host memory, otherwise they stay on the device.
  *
  * Precondition: `result` holds the only references that the run has left behind (its
  * stack is empty), since ownership is read off the reference counts. Throws; what was
  * written is released then. */
-void write_outputs(c10::IValue result, struct paml_outputs *outputs, Queue *queue,
+void write_outputs(c10::IValue result, struct paml_outputs *outputs, const Lane *lane,
                    bool to_host);
 
-/* Runs `call(&saw_device)`, which says whether inputs came on the device and returns
- * the result, waits for the device, and writes the result out. Also when the call
- * throws: the device may still be reading inputs that the caller is about to free. */
-template <typename Call>
-void
-run_and_write(struct paml_run *run, Queue *queue, Call &&call)
-{
-    bool saw_device = false;
-    c10::IValue result;
-
-    try {
-        result = call(&saw_device);
-    } catch (...) {
-        if (queue != nullptr) {
-            queue->wait();
-        }
-        throw;
-    }
-    if (queue != nullptr) {
-        queue->wait();
-    }
-    write_outputs(std::move(result), run->outputs, queue, !saw_device);
-}
+/* Releases all of it. */
+void discard(struct paml_outputs *outputs);
 
 } // namespace pyasyncml
 #endif

@@ -4,21 +4,67 @@
 #ifndef PAML_TORCH_SERVED_H
 #define PAML_TORCH_SERVED_H
 
+#include <exception>
 #include <memory>
+#include <vector>
 
 #include "backend.h"
+#include "lane.h"
 
 namespace pyasyncml {
 
+/* A run that was given to an accelerator and may not have ended. Its results are made
+ * already, as far as the host is concerned, and complete when `done` has passed.
+ *
+ * Owner: who began it. Thread: the instance's worker. */
+struct Flight {
+    explicit Flight(c10::DeviceType type);
+    ~Flight();
+
+    Mark done;
+    std::vector<at::Tensor> uploaded; /* its inputs that came from the host */
+    struct paml_outputs outputs;
+    std::exception_ptr error; /* of the call, or what the device said later */
+    bool of_device = false;   /* the latter */
+};
+
 /* What one worker needs to run an entry alone.
+ *
+ * On the CPU a run computes, and that is all. On an accelerator it is a flight: begun,
+ * which only enqueues, and ended. Flights end in the order in which they were begun.
  *
  * Owner: the engine, from open() to close(). Thread: the worker that opened it, which
  * never holds the GIL. */
 class ServedInstance {
   public:
+    ServedInstance(DLDevice device, int threads);
     virtual ~ServedInstance() = default;
+
     /* Throws; `run->outputs` is empty then. */
-    virtual void run(struct paml_run *run) = 0;
+    void run(struct paml_run *run);
+
+    /* How many flights there may be at a time; 0 on the CPU. */
+    uint32_t depth() const
+    {
+        return lane_ != nullptr ? 2 : 0;
+    }
+
+    /* The inputs' device memory must stay until the end. */
+    std::unique_ptr<Flight> begin(const struct paml_run &run);
+    /* 0: it is done; otherwise in how many ns to ask again. */
+    int64_t ask(Flight &flight) noexcept;
+    /* Waits if need be; fills the outputs, or throws the run's error. One that the
+       device couldn't recover from is a Failure(PAML_ERR_DEVICE). */
+    void end(std::unique_ptr<Flight> flight, struct paml_outputs *outputs);
+
+  protected:
+    /* Runs the entry over `run`'s inputs and writes what it gives (write_outputs), or
+       enqueues all that. Throws; `outputs` is empty then. */
+    virtual void execute(const struct paml_run &run, struct paml_outputs *outputs) = 0;
+
+    const c10::Device device_;
+    const int threads_;          /* 0: as the thread has it */
+    std::unique_ptr<Lane> lane_; /* on accelerators */
 };
 
 /* Owner: the model, from load() to unload(). Thread: any after load(). */

@@ -1,0 +1,383 @@
+"""Models on accelerators, simulated ones (see accelerator/): late, gated and faulty."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import accelerator
+import numpy as np
+import pytest
+from accelerator import KERNEL, TO_DEVICE, TO_HOST
+from device_checks import (
+    CHECKS,
+    LARGE,
+    close,
+    devices_named_in_a_program_are_where_it_runs,
+    load,
+    net,
+    on_cpu,
+    rows,
+)
+
+import pyasyncml as ml
+
+torch = pytest.importorskip("torch")
+pytestmark = [pytest.mark.accelerator, pytest.mark.torch]
+
+ZERO, ONE = BOTH = ["privateuseone:0", "privateuseone:1"]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_on_simulated_devices(check, accelerators):
+    check(BOTH)
+
+
+def test_devices_named_in_a_program_are_where_it_runs(accelerators, tmp_path):
+    devices_named_in_a_program_are_where_it_runs(BOTH, tmp_path)
+
+
+async def until(what):
+    """Lets the loop run until it is so."""
+    while not what():
+        await asyncio.sleep(0)
+
+
+# --- copies ---
+
+
+def test_host_memory_is_copied_through_pinned_memory_and_results_come_back_in_it(
+    accelerators,
+):
+    module = net()
+
+    async def main():
+        async with load(module, ZERO) as model:
+            accelerators[0].reset()
+            held = accelerator.pinned_blocks()
+            y = await model.infer(rows(3))
+            done = accelerators[0].counters()
+            assert (done.to_device, done.to_device_pinned) == (1, 1)
+            assert (done.to_host, done.to_host_pinned) == (1, 1)
+            assert done.synchronized == 0
+            assert accelerator.pinned_blocks() == held + 1
+            close(y, on_cpu(module, rows(3)))
+            del y
+            await until(lambda: accelerator.pinned_blocks() == held)
+
+    asyncio.run(main())
+
+
+def test_what_stays_on_the_device_makes_no_trip_to_the_host(accelerators):
+    module = net()
+    x = torch.from_numpy(rows(3)).to(ZERO)
+
+    async def main():
+        async with load(module, ZERO) as model:
+            accelerators[0].reset()
+            with accelerators[0].gate_stream(0):  # where it is made
+                future = model.infer(x + 1)
+                await until(lambda: accelerators[0].counters().waits)
+                assert not future.done()
+            y = await future
+            done = accelerators[0].counters()
+            assert (done.to_device, done.to_host) == (0, 0)
+            assert y.device == x.device
+            return y
+
+    y = asyncio.run(main())
+    close(y.cpu().numpy(), on_cpu(module, rows(3) + 1))
+
+
+def test_requests_on_a_device_run_alone_beside_batches_of_the_host_s(accelerators):
+    module = net()
+
+    async def main():
+        async with load(module, ZERO, batching=ml.Batching(max_rows=8)) as model:
+            with accelerators[0].gate(KERNEL):
+                asked = [
+                    (x, model.infer(torch.from_numpy(x).to(ZERO) if i % 2 else x))
+                    for i, x in enumerate(rows(1 + i % 3, i) for i in range(12))
+                ]
+            for i, (x, future) in enumerate(asked):
+                y = await future
+                if i % 2:
+                    assert y.device == torch.device(ZERO)
+                    y = y.cpu().numpy()
+                close(y, on_cpu(module, x))
+            assert model.stats().runs < model.stats().requests
+
+    asyncio.run(main())
+
+
+def test_a_result_that_is_dropped_while_the_caller_still_reads_it_is_not_overwritten(
+    accelerators,
+):
+    module = net()
+
+    async def main():
+        async with load(module, ZERO) as model:
+            x = torch.from_numpy(rows(3)).to(ZERO)
+            wanted = on_cpu(module, x)
+            y = await model.infer(x)
+            with accelerators[0].gate_stream(0):
+                late = y * 2
+                del y
+                for _ in range(4):  # would find its memory free
+                    await model.infer(rows(3, 1))
+            close(late.cpu().numpy(), wanted * 2)
+
+    asyncio.run(main())
+
+
+def test_a_staging_buffer_is_not_written_before_the_device_has_read_it(accelerators):
+    class Sum(torch.nn.Module):
+        def forward(self, x):
+            return x.double().sum(0)
+
+    x = rows(LARGE // 32)
+
+    async def main():
+        async with load(Sum(), ZERO, rows=x.shape[0]) as model:
+            accelerators[0].reset()
+            accelerators[0].close(TO_DEVICE)
+            future = model.infer(x)
+            # It waits for room in the two buffers, and for nothing else.
+            await until(lambda: not accelerators[0].is_idle())
+            accelerators[0].open()
+            close(await future, x.astype(np.float64).sum(0))
+            assert accelerators[0].counters().to_device == 3
+
+    asyncio.run(main())
+
+
+def test_weights_are_copied_once_a_device(accelerators):
+    module = net()
+    weights = sum(p.nbytes for p in module.parameters())
+
+    async def main():
+        for device in accelerators:
+            device.reset()
+        async with load(module, BOTH, instances=3, warmup=False) as model:
+            for device in accelerators:
+                assert device.counters().to_device_bytes == weights
+            close(await model.infer(rows(3)), on_cpu(module, rows(3)))
+
+    asyncio.run(main())
+
+
+# --- work that waits ---
+
+
+def test_close_waits_for_what_runs_however_long_the_device_takes(accelerators):
+    module = net()
+
+    async def main():
+        model = await load(module, ZERO)
+        accelerators[0].close(KERNEL)
+        running = model.infer(rows(3))
+        await until(lambda: model.stats().running)
+        closing = asyncio.ensure_future(model.close(drain=False))
+        done, _ = await asyncio.wait([closing], timeout=0.05)
+        assert not done
+        assert model.health().status == "closing"
+        accelerators[0].open()
+        await closing
+        close(await running, on_cpu(module, rows(3)))
+
+    asyncio.run(main())
+
+
+def test_exit_waits_for_the_device_and_says_so(request):
+    script = Path(__file__).parent / "isolated" / "device_exit.py"
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        request.addfinalizer(process.kill)
+        assert process.stdout.readline() == "exiting\n"
+        line = process.stderr.readline()  # after five seconds
+        assert "pyasyncml: waiting for" in line
+        assert "run" in line
+        assert "end before the process can" in line
+        process.send_signal(signal.SIGUSR1)  # the device goes on
+        assert process.wait(timeout=20) == 0
+        assert process.stderr.read() == ""
+
+
+def test_devices_are_fed_while_somebody_holds_the_gil(accelerators):
+    hold = ctypes.PyDLL(None).usleep  # a C function called with the GIL held
+    module = net()
+
+    async def main():
+        async with load(module, BOTH) as model:
+            for device in accelerators:
+                device.reset()
+                device.slow(kernel=1e-3)
+            asked = [model.infer(rows(1)) for _ in range(150)]
+            # The loop's thread gives what it has been told to submit.
+            await asyncio.sleep(0)
+            before = [device.counters().kernels for device in accelerators]
+            hold(300_000)
+            after = [device.counters().kernels for device in accelerators]
+            await asyncio.gather(*asked)
+            return [b - a for a, b in zip(before, after, strict=True)]
+
+    # 3 kernels a request; ideally 300 a device.
+    fed = asyncio.run(main())
+    assert min(fed) > 100, fed
+
+
+# --- failures ---
+
+
+def test_an_error_that_comes_late_is_the_error_of_its_request(accelerators):
+    module = net()
+
+    async def main():
+        async with load(module, ZERO) as model:
+            accelerators[0].fail("the kernel did not like it", after=1)
+            with pytest.raises(ml.BackendError, match="the kernel did not like it"):
+                await model.infer(rows(3))
+            assert model.health().lost == ()
+            for _ in range(3):
+                close(await model.infer(rows(3)), on_cpu(module, rows(3)))
+            assert model.health().ok
+            accelerators[0].fail("lost on the way", kinds=TO_DEVICE)
+            with pytest.raises(ml.BackendError, match="lost on the way"):
+                await model.infer(rows(3))
+            accelerators[0].fail("lost on the way back", kinds=TO_HOST)
+            with pytest.raises(ml.BackendError, match="lost on the way back"):
+                await model.infer(rows(3))
+            for _ in range(3):
+                close(await model.infer(rows(3)), on_cpu(module, rows(3)))
+            accelerators[0].reset()  # of reads of what the failed kernel didn't write
+
+    asyncio.run(main())
+
+
+def test_what_fails_while_it_is_enqueued_leaves_those_before_and_after_alone(
+    accelerators, tmp_path
+):
+    module, path = net(), tmp_path / "net.pt"
+    torch.jit.script(module).save(path)
+
+    async def main():
+        async with ml.load(path, device=ZERO) as model:
+            with accelerators[0].gate(KERNEL):
+                good = [model.infer(rows(3)) for _ in range(2)]
+                bad = model.infer(np.zeros((3, 9), np.float32))
+                good.append(model.infer(rows(3)))
+                await until(lambda: accelerators[0].counters().to_device)
+            with pytest.raises(ml.BackendError, match="3x9 and 8x16"):
+                await bad
+            for future in good:
+                close(await future, on_cpu(module, rows(3)))
+
+    asyncio.run(main())
+
+
+def test_a_device_that_is_lost_under_load_takes_only_its_own_requests_along(
+    accelerators,
+):
+    module = net()
+    inputs = [rows(1, i) for i in range(60)]
+
+    async def main():
+        async with load(module, BOTH, instances=2) as model:
+            for device in accelerators:
+                device.slow(kernel=5e-4)
+            accelerators[0].fail("fell off the bus", after=20, for_good=True)
+            given = await asyncio.gather(
+                *map(model.infer, inputs), return_exceptions=True
+            )
+            failures = [y for y in given if isinstance(y, BaseException)]
+            assert 1 <= len(failures) <= 4, failures  # two instances, two flights each
+            for failure in failures:
+                assert isinstance(failure, ml.BackendError)
+                assert "fell off the bus" in str(failure)
+            for x, y in zip(inputs, given, strict=True):
+                if not isinstance(y, BaseException):
+                    close(y, on_cpu(module, x))
+            health = model.health()
+            assert not health.ok
+            assert health.status == "ready"
+            assert health.lost == (ZERO,)
+            assert f"device {ZERO} was lost: fell off the bus" in health.message
+            await until(lambda: model.health().instances_alive == 2)
+
+            before = model.stats().instances
+            for x in inputs[:8]:
+                close(await model.infer(x), on_cpu(module, x))
+            after = model.stats().instances
+            assert [i.requests for i in after[:2]] == [i.requests for i in before[:2]]
+
+    asyncio.run(main())
+
+
+def test_with_no_device_left_requests_are_refused_until_a_reload(accelerators):
+    module = net()
+
+    async def main():
+        async with load(module, BOTH) as model:
+            for device in accelerators:
+                device.lose("power failure")
+            failures = await asyncio.gather(
+                *(model.infer(rows(1)) for _ in range(40)), return_exceptions=True
+            )
+            assert {type(failure) for failure in failures} == {ml.BackendError}
+            with pytest.raises(
+                ml.BackendError, match=r"no device left.*\(reload\).*power failure"
+            ):
+                await model.infer(rows(1))
+            health = model.health()
+            assert health.lost == (ZERO, ONE)
+            assert not health.ok
+            with pytest.raises(ml.LoadError, match="power failure"):
+                await model.reload(module)
+            for device in accelerators:
+                device.reset()
+            await model.reload(module)
+            assert model.health().ok
+            close(await model.infer(rows(3)), on_cpu(module, rows(3)))
+
+    asyncio.run(main())
+
+
+def test_a_device_out_of_memory_learns_what_fits(accelerators):
+    class Wide(torch.nn.Module):
+        def forward(self, x):
+            return (x.repeat(1, 1024) * 2).sum(1)  # 64 KiB a row
+
+    x = rows(1)
+
+    async def main():
+        batching = ml.Batching(max_rows=32)
+        async with load(Wide(), ZERO, batching=batching) as model:
+            device = accelerators[0]
+            device.reset()
+            live = device.counters().live_bytes
+            device.limit_memory(live + 9 * (64 << 10))
+            for _ in range(3):
+                with device.gate(TO_DEVICE):  # what comes meanwhile is one batch
+                    asked = [model.infer(x) for _ in range(32)]
+                    await asyncio.sleep(0)
+                for y in await asyncio.gather(*asked):
+                    close(y, (x * 2048).sum(1))
+            taught = device.counters().out_of_memory
+            assert taught
+            for _ in range(3):
+                for y in await asyncio.gather(*(model.infer(x) for _ in range(32))):
+                    close(y, (x * 2048).sum(1))
+            assert device.counters().out_of_memory == taught
+            assert model.stats().failed == 0
+            device.limit_memory(None)
+
+    asyncio.run(main())
