@@ -208,6 +208,18 @@ Lane::lend_to_default_stream(const at::Tensor &result) const
     }
 }
 
+void
+Lane::let_go(std::vector<at::Tensor> &uploaded) const
+{
+    for (const at::Tensor &tensor : uploaded) {
+        /* A module that kept its input will use it again. */
+        if (tensor.use_count() > 1 || tensor.storage().use_count() > 1) {
+            record_on(tensor, compute_);
+        }
+    }
+    uploaded.clear();
+}
+
 bool
 Lane::drain() noexcept
 {
@@ -289,7 +301,7 @@ Uploads::upload(const at::Tensor &host)
 
     copied_ = true;
     if (!planted("record")) {
-        record_on(device, lane_.compute_);
+        lane_.uploaded_.push_back(device);
     }
     if (device.numel() == 0) {
         return device;

@@ -5,8 +5,8 @@
  * Three things keep it right, none of which a test would miss by luck (they are planted
  * as bugs in a build with PYASYNCML_PLANT_BUGS):
  *   - the computing stream waits for the event that the copies of a run end with;
- *   - memory that was allocated for one stream and is used on another is recorded
- * there, or its allocator would hand it out again too early;
+ *   - memory that was allocated for one stream and is used on another is held until it
+ *     has been, or recorded there, or its allocator would hand it out again too early;
  *   - a staging buffer is written again only after the copies out of it have ended.
  */
 #ifndef PAML_TORCH_LANE_H
@@ -14,6 +14,8 @@
 
 #include <chrono>
 #include <cstdint>
+#include <utility>
+#include <vector>
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/Allocator.h>
@@ -83,6 +85,16 @@ class Lane {
        be given out again before they are done. */
     void lend_to_default_stream(const at::Tensor &result) const;
 
+    /* What was uploaded since the last call: to be held until the computing stream is
+       done with it, and let go of then. (Recording all of it there would do, at the
+       price of an event a block, and of an allocator that calls a lost device when it
+       is freed.) */
+    std::vector<at::Tensor> take_uploaded()
+    {
+        return std::exchange(uploaded_, {});
+    }
+    void let_go(std::vector<at::Tensor> &uploaded) const;
+
     /* Waits for all that was enqueued. False: the device can't even tell any more. */
     bool drain() noexcept;
 
@@ -104,6 +116,7 @@ class Lane {
     c10::Allocator *pinned_; /* NULL: the device has none */
     Staging ring_[2];
     int next_ = 0;
+    std::vector<at::Tensor> uploaded_;
     Mark usual_, drained_;
 };
 

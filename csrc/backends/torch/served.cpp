@@ -63,6 +63,7 @@ ServedInstance::begin(const struct paml_run &run)
     } catch (...) {
         flight->error = std::current_exception();
     }
+    flight->uploaded = lane_->take_uploaded();
     /* Also when it failed: the device may still be reading what the caller is about to
        free. */
     try {
@@ -103,6 +104,7 @@ ServedInstance::end(std::unique_ptr<Flight> flight, struct paml_outputs *outputs
             flight->error = std::current_exception();
         }
     }
+    lane_->let_go(flight->uploaded);
     /* A device that can still do nothing well has had a failure of the program's; one
        that can't will never again. */
     if (flight->of_device && !lane_->drain()) {

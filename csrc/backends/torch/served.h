@@ -6,6 +6,7 @@
 
 #include <exception>
 #include <memory>
+#include <vector>
 
 #include "backend.h"
 #include "lane.h"
@@ -21,6 +22,7 @@ struct Flight {
     ~Flight();
 
     Mark done;
+    std::vector<at::Tensor> uploaded; /* its inputs that came from the host */
     struct paml_outputs outputs;
     std::exception_ptr error; /* of the call, or what the device said later */
     bool of_device = false;   /* the latter */
