@@ -469,5 +469,6 @@ def _devices(reader: _Reader) -> None:
     }
     for name, values in cpu.items():
         reader.add(f"{devices.WAITING}, a worker's CPU: {name}", values, unit="µs")
-    text = f"{devices.WAITING}, a worker's CPU: native / spinning"
-    reader.add(text, _divided(cpu["native"], cpu["spinning"]), AT_MOST, 0.5)
+    for peer in ("blocking", "spinning"):
+        text = f"{devices.WAITING}, a worker's CPU: native / {peer}"
+        reader.add(text, _divided(cpu["native"], cpu[peer]))

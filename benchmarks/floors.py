@@ -89,8 +89,9 @@ class Devices(Peer):
     def __init__(self) -> None:
         super().__init__([sys.executable, "-m", "benchmarks.devices"])
 
-    def timeline(self, seconds: float) -> devices.Timeline:
-        found: devices.Timeline = self.answer(f"timeline {seconds}")["timeline"]
+    def timeline(self, instances: int, seconds: float) -> devices.Timeline:
+        answer = self.answer(f"timeline{instances} {seconds}")
+        found: devices.Timeline = answer["timeline"]
         return found
 
 

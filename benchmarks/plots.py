@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,30 +47,34 @@ def plot(results: Results, path: Path) -> None:
     pyplot.close(figure)
 
 
-def plot_timeline(timeline: Timeline, path: Path) -> None:
+def plot_timelines(timelines: Mapping[str, Timeline], path: Path) -> None:
     """Writes a PNG: what a device's copy engines and its kernels did, side by side."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(11, 2.6), layout="constrained")
-    lanes = ("to host", "kernel", "to device")
-    for height, lane in enumerate(lanes):
-        spans = [
-            (1e3 * begin, 1e3 * (end - begin))
-            for kind, begin, end in timeline
-            if kind == lane
-        ]
-        axes.broken_barh(
-            spans, (height - 0.4, 0.8), facecolor=f"C{height}", edgecolor="white"
-        )
-    axes.set(
-        yticks=range(len(lanes)),
-        yticklabels=lanes,
-        xlabel="ms",
-        title="one simulated device, 64 requests in flight",
+    figure, grid = pyplot.subplots(
+        len(timelines),
+        figsize=(11, 2.2 * len(timelines) + 0.4),
+        squeeze=False,
+        sharex=True,
+        layout="constrained",
     )
+    lanes = ("to host", "kernel", "to device")
+    for (axes,), (title, timeline) in zip(grid, timelines.items(), strict=True):
+        for height, lane in enumerate(lanes):
+            spans = [
+                (1e3 * begin, 1e3 * (end - begin))
+                for kind, begin, end in timeline
+                if kind == lane
+            ]
+            axes.broken_barh(
+                spans, (height - 0.4, 0.8), facecolor=f"C{height}", edgecolor="white"
+            )
+        axes.set(yticks=range(len(lanes)), yticklabels=lanes, title=title)
+    grid[-1][0].set(xlabel="ms")
+    figure.suptitle("a simulated device with requests waiting all the time")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 

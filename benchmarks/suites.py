@@ -468,8 +468,12 @@ async def devices_suite(results: Results, plan: Plan) -> None:
             for name in devices.WAITS:
                 run = peer.ask(f"{name} {plan.seconds}")
                 results.add(Cell(devices.WAITING, 1, "alone", 1, name), run)
-        timeline = peer.timeline(0.02)
-    share = round(devices.under_kernels(timeline), 2)
-    results.settings["copies to and from a device beside a kernel"] = share
+        timelines = {}
+        for instances in (1, 2):
+            timeline = peer.timeline(instances, 0.02)
+            share = devices.under_kernels(timeline)
+            text = f"{instances} instance" + ("s" if instances > 1 else "")
+            timelines[f"{text}: {share:.0%} of the copies beside a kernel"] = timeline
+    results.settings["one device"] = "; ".join(timelines)
     if plan.plots is not None:
-        plots.plot_timeline(timeline, plan.plots / "devices.png")
+        plots.plot_timelines(timelines, plan.plots / "devices.png")

@@ -30,7 +30,8 @@ from pyasyncml.backends import _torch_build
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-BUILDS = ROOT / "build" / "accelerator"
+#: Sanitized tests run in a copy of the sources, and take the builds of the original.
+BUILDS = Path(os.environ.get("PYASYNCML_TEST_BUILDS", ROOT / "build")) / "accelerator"
 
 # Kinds of work, as in accelerator.h.
 KERNEL, TO_DEVICE, TO_HOST, ON_DEVICE, MARK, WAIT, POISON = (1 << i for i in range(7))

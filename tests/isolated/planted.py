@@ -59,9 +59,11 @@ async def wait(model):
 async def record(model):
     """The input's memory is given back while the computing stream is late."""
     x = torch.arange(1000.0)
+    held = "record" not in os.environ["PYASYNCML_PLANTED"]
     with device.gate(KERNEL):
         asked = model.infer(x)
-        await until(lambda: enqueued() and not device.counters().live_blocks)
+        await until(lambda: enqueued() and (held or not device.counters().live_blocks))
+        assert bool(device.counters().live_blocks) is held
     return torch.equal(torch.as_tensor(await asked), x * 2)
 
 
