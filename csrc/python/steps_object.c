@@ -335,10 +335,11 @@ Steps_limit(StepsObj *self, PyObject *argument)
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(Steps_stop_doc,
-             "stop($self, at=0, /)\n--\n\n"
-             "End the run after the step under way, or later: once `at` steps are done.\n"
-             "The first of several stops counts.");
+PyDoc_STRVAR(
+    Steps_stop_doc,
+    "stop($self, at=0, /)\n--\n\n"
+    "End the run after the step under way, or later: once `at` steps are done.\n"
+    "The first of several stops counts.");
 
 static PyObject *
 Steps_stop(StepsObj *self, PyObject *args)
