@@ -68,8 +68,10 @@ paml_queue_init(struct paml_queue *queue, const struct paml_batching *batching,
     atomic_init(&queue->hold_until_ns, 0);
     atomic_init(&queue->sleepers, 0);
     atomic_init(&queue->spinners, 0);
+    atomic_init(&queue->listening, 0);
     atomic_init(&queue->listed, 0);
     sem_init(&queue->wake, 0, 0);
+    paml_bells_init(&queue->bells);
     pthread_mutex_init(&queue->lock, NULL);
     paml_schedule_init(&queue->schedule, batching,
                        limits->when_full == PAML_FULL_WAIT ? limits->max_rows
@@ -83,10 +85,11 @@ paml_queue_destroy(struct paml_queue *queue)
 {
     paml_schedule_destroy(&queue->schedule);
     pthread_mutex_destroy(&queue->lock);
+    paml_bells_destroy(&queue->bells);
     sem_destroy(&queue->wake);
 }
 
-/* Thread: any. Locks: none. */
+/* Thread: any. Locks: those of bells, where one is rung. */
 static void
 queue_wake_one(struct paml_queue *queue)
 {
@@ -100,9 +103,13 @@ queue_wake_one(struct paml_queue *queue)
             return;
         }
     }
+    if (atomic_load_explicit(&queue->listening, memory_order_seq_cst) > 0 &&
+        paml_bells_ring_one(&queue->bells)) {
+        atomic_fetch_sub_explicit(&queue->listening, 1, memory_order_seq_cst);
+    }
 }
 
-/* Thread: any. Locks: none. */
+/* Thread: any. Locks: as queue_wake_one. */
 void
 paml_queue_hand_on(struct paml_queue *queue)
 {
@@ -377,11 +384,12 @@ queue_is_held(struct paml_queue *queue)
     return until != 0 && paml_now_ns() < until;
 }
 
-/* Lets a burst grow. Thread: worker. Locks: none. */
+/* Lets a burst grow, unless the bell (NULL: there is none) is rung.
+   Thread: worker. Locks: none. */
 static void
-queue_await_burst(struct paml_queue *queue)
+queue_await_burst(struct paml_queue *queue, struct paml_bell *bell)
 {
-    while (queue_is_held(queue)) {
+    while (queue_is_held(queue) && (bell == NULL || !paml_bell_is_rung(bell))) {
         if (sched_getcpu() ==
             atomic_load_explicit(&queue->pusher_cpu, memory_order_relaxed)) {
             sched_yield(); /* we are on its processor: it can't push meanwhile */
@@ -508,11 +516,52 @@ paml_queue_wait(struct paml_queue *queue, struct paml_patience *patience,
     if (!paml_queue_has_news(queue) && !queue_spin(queue, patience)) {
         queue_sleep(queue, batch);
     }
-    queue_await_burst(queue);
+    queue_await_burst(queue, NULL);
     /* A long silence must not take long to unlearn. */
     gap = paml_now_ns() - dry_ns;
     gap = gap > 8 * patience->limit_ns ? 8 * patience->limit_ns : gap;
     patience->usual_ns += (gap - patience->usual_ns) / 4;
+}
+
+/* Whether a take would find something by now. A closed queue alone is no news: whoever
+   has runs in flight ends after them. Locks: the caller holds `lock`. */
+static bool
+queue_has_work(struct paml_queue *queue, const struct paml_batch *batch)
+{
+    if (atomic_load_explicit(&queue->inbox, memory_order_seq_cst) == INBOX_CLOSED) {
+        return queue->schedule.count > 0;
+    }
+    return batch->wait_until_ns == 0 ? paml_queue_has_news(queue)
+                                     : queue_has_more(queue, batch);
+}
+
+/* Thread: worker. GIL: not held. Locks: takes `lock`, then the bells'. */
+void
+paml_queue_listen(struct paml_queue *queue, struct paml_bell *bell,
+                  const struct paml_batch *batch, int64_t until_ns)
+{
+    bool work;
+
+    if (batch->wait_until_ns != 0 && batch->wait_until_ns < until_ns) {
+        until_ns = batch->wait_until_ns;
+    }
+    /* seq_cst: before the look for work, as with sleepers. */
+    atomic_fetch_add_explicit(&queue->listening, 1, memory_order_seq_cst);
+    paml_bells_hang(&queue->bells, bell);
+    pthread_mutex_lock(&queue->lock);
+    work = queue_has_work(queue, batch);
+    pthread_mutex_unlock(&queue->lock);
+    if (work) {
+        paml_bell_hush(bell);
+    } else {
+        paml_queue_attend(-1);
+        paml_bell_wait(bell, until_ns);
+        paml_queue_attend(1);
+    }
+    if (paml_bells_take(&queue->bells, bell)) {
+        atomic_fetch_sub_explicit(&queue->listening, 1, memory_order_seq_cst);
+    }
+    queue_await_burst(queue, bell);
 }
 
 /* Gives a session's next op to its queue. Returns it where that is emptied.
@@ -652,7 +701,8 @@ queue_take_all(struct paml_queue *queue)
     return list;
 }
 
-/* The workers see that the queue is closed. Thread: any. Locks: none. */
+/* The workers see that the queue is closed; those that listen once what they have in
+   flight has ended. Thread: any. Locks: none. */
 static void
 queue_wake_all(struct paml_queue *queue)
 {

@@ -20,6 +20,10 @@
  * Waking: a worker that finds nothing spins for a while, then counts itself into
  * `sleepers`, looks once more, and waits on `wake`. Whoever takes 1 off `sleepers` owes
  * one sem_post. A worker that leaves work behind wakes the next one.
+ *
+ * Listening: a worker with runs in flight and room for more waits for their ends too,
+ * on a bell of its own (bell.h). It hangs that up here, counted by `listening`; it is
+ * rung for work that finds no sleeper, who has nothing else to do.
  */
 #ifndef PAML_QUEUE_H
 #define PAML_QUEUE_H
@@ -29,6 +33,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
+#include "bell.h"
 #include "op.h"
 #include "schedule.h"
 
@@ -51,7 +56,9 @@ struct paml_queue {
     _Alignas(64) atomic_int_least64_t hold_until_ns; /* 0: not held */
     _Alignas(64) atomic_int sleepers;
     atomic_int spinners;
+    atomic_int listening; /* how many of `bells` hang, or are about to */
     sem_t wake;
+    struct paml_bells bells;
     _Alignas(64) pthread_mutex_t lock;
     struct paml_amount gone;
     bool emptied;      /* nobody serves it any more */
@@ -99,6 +106,12 @@ bool paml_queue_has_news(struct paml_queue *queue);
 /* Returns when a take may find something, `batch` being what the last one gave. */
 void paml_queue_wait(struct paml_queue *queue, struct paml_patience *patience,
                      const struct paml_batch *batch);
+
+/* The same for a worker with runs in flight, that of the bell, with room for what a
+   take finds: returns then, when the bell is rung, or at the moment (INT64_MAX: never).
+ */
+void paml_queue_listen(struct paml_queue *queue, struct paml_bell *bell,
+                       const struct paml_batch *batch, int64_t until_ns);
 
 /* A worker that will take no more: what waits, or will, is another's. */
 void paml_queue_hand_on(struct paml_queue *queue);

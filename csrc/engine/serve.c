@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "clock.h"
+#include "serving.h"
 #include "session.h"
 #include "steps.h"
 #include "worker.h"
@@ -12,40 +13,46 @@
 #define NOTED_ALWAYS_NS 20000
 #define NOTED_EVERY 16
 
-/* A request on its way through its slices. */
-struct job {
-    struct paml_op *op;
-    struct paml_outputs *parts;
-    uint32_t n_parts, capacity;
-    int64_t rows_done;
-    bool answered;
-};
-
-/* One worker's view of one batch. */
-struct serving {
-    struct paml_worker *worker;
-    const struct paml_batching *batching;
-    void *instance;
-    struct paml_error *error;
-    int64_t now_ns; /* when the batch was taken, a gather or the last run ended */
-    int64_t run_ns; /* and what it took */
-};
-
 /* --- one run --- */
 
-static void
-count_run(struct paml_worker *worker, int64_t rows, uint32_t requests)
+void
+paml_note_run(struct serving *serving, const struct paml_slice *slices, int64_t rows,
+              uint32_t requests, int64_t begun_ns, int64_t ended_ns, int code)
 {
+    struct paml_worker *worker = serving->worker;
+    struct paml_model *model = worker->model;
     struct paml_worker_stats *stats = &worker->stats;
 
+    paml_histogram_add(&stats->run, ended_ns - begun_ns);
     paml_count(&stats->runs, 1);
     paml_count(&stats->rows, (uint64_t)rows);
     paml_count(&stats->requests, requests);
+    serving->now_ns = worker->last_run_ns = ended_ns;
+    serving->run_ns = ended_ns - begun_ns;
+    if (code == PAML_STOPPED) {
+        return;
+    }
+    if (code != PAML_OK) {
+        paml_model_note_failure(model, serving->error);
+        if (code == PAML_ERR_DEVICE) {
+            paml_model_lost(worker, serving->error);
+        }
+        return;
+    }
+    if (atomic_load_explicit(&model->failing, memory_order_relaxed) != 0) {
+        atomic_store_explicit(&model->failing, 0, memory_order_relaxed);
+    }
+    if (ended_ns - begun_ns > NOTED_ALWAYS_NS ||
+        atomic_load_explicit(&stats->runs, memory_order_relaxed) % NOTED_EVERY == 1) {
+        paml_cost_observe(&worker->cost,
+                          paml_batch_cost_key_of(serving->batching, slices, requests),
+                          rows > 0 ? rows : 1, ended_ns - begun_ns);
+    }
 }
 
 /* The backend's run of those slices, timed and counted; `slices`: of what, there are
-   `requests`. PAML_STOPPED: it gave nothing, as nobody wants it any more: answer_late()
-   has the answer for each of them. */
+   `requests`. PAML_STOPPED: it gave nothing, as nobody wants it any more:
+   paml_answer_late() has the answer for each of them. */
 static int
 timed_run(struct serving *serving, struct paml_run *run,
           const struct paml_slice *slices, int64_t rows, uint32_t requests)
@@ -53,7 +60,7 @@ timed_run(struct serving *serving, struct paml_run *run,
     struct paml_worker *worker = serving->worker;
     struct paml_model *model = worker->model;
     struct paml_worker_stats *stats = &worker->stats;
-    bool stoppable = paml_backend_can_stop(model->backend), stopped = false;
+    bool stoppable = paml_backend_can_stop(model->backend);
     int64_t begun, ended;
     int code;
 
@@ -70,166 +77,17 @@ timed_run(struct serving *serving, struct paml_run *run,
     }
     atomic_store_explicit(&stats->running_since_ns, begun, memory_order_relaxed);
     code = model->backend->run(serving->instance, run, serving->error);
-    if (stoppable) {
-        stopped = paml_stop_end(worker);
+    if (stoppable && paml_stop_end(worker) && code != PAML_OK) {
+        code = PAML_STOPPED;
     }
     ended = paml_now_ns();
     atomic_store_explicit(&stats->running_since_ns, 0, memory_order_relaxed);
     paml_count(&stats->busy_ns, (uint64_t)(ended - begun));
-    paml_histogram_add(&stats->run, ended - begun);
-    count_run(worker, rows, requests);
-    serving->now_ns = worker->last_run_ns = ended;
-    serving->run_ns = ended - begun;
-    if (code != PAML_OK && stopped) {
-        return PAML_STOPPED;
-    }
-    if (code != PAML_OK) {
-        paml_model_note_failure(model, serving->error);
-        if (code == PAML_ERR_DEVICE) {
-            paml_model_lost(worker, serving->error);
-        }
-        return code;
-    }
-    if (atomic_load_explicit(&model->failing, memory_order_relaxed) != 0) {
-        atomic_store_explicit(&model->failing, 0, memory_order_relaxed);
-    }
-    if (ended - begun > NOTED_ALWAYS_NS ||
-        atomic_load_explicit(&stats->runs, memory_order_relaxed) % NOTED_EVERY == 1) {
-        paml_cost_observe(&worker->cost,
-                          paml_batch_cost_key_of(serving->batching, slices, requests),
-                          rows > 0 ? rows : 1, ended - begun);
-    }
+    paml_note_run(serving, slices, rows, requests, begun, ended, code);
     return code;
 }
 
-/* --- answers --- */
-
-static void
-answer(struct serving *serving, struct job *job)
-{
-    struct paml_session *session = job->op->session;
-    bool fresh;
-
-    for (uint32_t i = 0; i < job->n_parts; i++) {
-        paml_outputs_clear(&job->parts[i]);
-    }
-    free(job->parts);
-    job->parts = NULL;
-    job->n_parts = 0;
-    job->answered = true;
-    job->op->run_ns = serving->run_ns;
-    if (session == NULL) {
-        paml_worker_post(serving->worker, job->op, serving->now_ns);
-        return;
-    }
-    /* The next one comes after the post, or its answer could overtake this one; and the
-       op's own reference goes with the op. */
-    fresh = job->op->fresh;
-    atomic_fetch_add_explicit(&session->refs, 1, memory_order_relaxed);
-    paml_session_take_back(job->op);
-    paml_worker_post(serving->worker, job->op, serving->now_ns);
-    paml_queue_pass_on(session, fresh);
-    paml_session_unref(session);
-}
-
-static void
-answer_failed(struct serving *serving, struct job *job, int code, const char *message)
-{
-    if (code != PAML_ERR_PYTHON) {
-        paml_outputs_clear(&job->op->outputs);
-    }
-    paml_op_fail(job->op, code, message);
-    paml_count(&serving->worker->stats.failed, 1);
-    answer(serving, job);
-}
-
-static void
-answer_served(struct serving *serving, struct job *job)
-{
-    struct paml_op *op = job->op;
-
-    if (op->session != NULL &&
-        paml_session_absorb(op->session, &op->outputs, serving->error) != PAML_OK) {
-        answer_failed(serving, job, serving->error->code, serving->error->message);
-        return;
-    }
-    if (serving->worker->home != NULL) {
-        paml_home_send(serving->worker->home, &job->op->outputs);
-    }
-    paml_count(&serving->worker->stats.completed, 1);
-    answer(serving, job);
-}
-
-static bool
-is_given_up(const struct paml_op *op)
-{
-    return atomic_load_explicit(&op->given_up, memory_order_relaxed);
-}
-
-/* Past its deadline, or abandoned: answers it without a run. */
-static bool
-answer_late(struct serving *serving, struct job *job)
-{
-    struct paml_op *op = job->op;
-
-    if (is_given_up(op)) {
-        answer(serving, job); /* nobody listens */
-        return true;
-    }
-    if (op->deadline_ns != 0 && serving->now_ns >= op->deadline_ns) {
-        paml_op_fail(op, PAML_ERR_DEADLINE, NULL);
-        paml_count(&serving->worker->stats.expired, 1);
-        answer(serving, job);
-        return true;
-    }
-    return false;
-}
-
 /* --- slices --- */
-
-/* Keeps what a slice gave; answers its request once all of it is there. */
-static void
-deliver(struct serving *serving, struct job *job, struct paml_slice *slice)
-{
-    struct paml_outputs *parts;
-    uint32_t capacity = job->capacity > 0 ? 2 * job->capacity : 4;
-
-    job->rows_done += slice->to - slice->from;
-    if (job->n_parts == 0 && job->rows_done >= job->op->rows) {
-        paml_outputs_move(&slice->outputs, &job->op->outputs);
-        answer_served(serving, job);
-        return;
-    }
-    if (job->n_parts == job->capacity) {
-        /* Outputs may point into themselves: moved one by one, not reallocated. */
-        parts = malloc(capacity * sizeof(*parts));
-        if (parts == NULL) {
-            paml_outputs_clear(&slice->outputs);
-            answer_failed(serving, job, PAML_ERR_MEMORY,
-                          "no memory for the parts of a result");
-            return;
-        }
-        for (uint32_t i = 0; i < job->n_parts; i++) {
-            paml_outputs_move(&job->parts[i], &parts[i]);
-        }
-        free(job->parts);
-        job->parts = parts;
-        job->capacity = capacity;
-    }
-    paml_outputs_move(&slice->outputs, &job->parts[job->n_parts++]);
-    if (job->rows_done < job->op->rows) {
-        return;
-    }
-    if (paml_batch_join(serving->batching, job->parts, job->n_parts, &job->op->outputs,
-                        serving->error) != PAML_OK) {
-        answer_failed(serving, job, serving->error->code, serving->error->message);
-    } else {
-        answer_served(serving, job);
-    }
-}
-
-static void run_slices(struct serving *serving, struct paml_slice *slices,
-                       struct job **jobs, uint32_t n);
 
 /* In two parts, of which the first has `half` rows, or, where that is 0, half of the
    requests. */
@@ -244,7 +102,8 @@ run_halves(struct serving *serving, struct paml_slice *slices, struct job **jobs
 
     if (second == NULL || second_jobs == NULL) {
         for (uint32_t i = 0; i < n; i++) {
-            answer_failed(serving, jobs[i], PAML_ERR_MEMORY, "no memory to run again");
+            paml_answer_failed(serving, jobs[i], PAML_ERR_MEMORY,
+                               "no memory to run again");
         }
         goto done;
     }
@@ -265,23 +124,22 @@ run_halves(struct serving *serving, struct paml_slice *slices, struct job **jobs
         second[rest] = slices[i];
         second_jobs[rest++] = jobs[i];
     }
-    run_slices(serving, slices, jobs, cut);
-    run_slices(serving, second, second_jobs, rest);
+    paml_run_slices(serving, slices, jobs, cut);
+    paml_run_slices(serving, second, second_jobs, rest);
 
 done:
     free(second);
     free(second_jobs);
 }
 
-/* Leaves out what was answered, given up or late meanwhile. */
-static uint32_t
-keep_wanted(struct serving *serving, struct paml_slice *slices, struct job **jobs,
-            uint32_t n)
+uint32_t
+paml_keep_wanted(struct serving *serving, struct paml_slice *slices, struct job **jobs,
+                 uint32_t n)
 {
     uint32_t kept = 0;
 
     for (uint32_t i = 0; i < n; i++) {
-        if (!jobs[i]->answered && !answer_late(serving, jobs[i])) {
+        if (!jobs[i]->answered && !paml_answer_late(serving, jobs[i])) {
             slices[kept] = slices[i];
             jobs[kept++] = jobs[i];
         }
@@ -289,10 +147,9 @@ keep_wanted(struct serving *serving, struct paml_slice *slices, struct job **job
     return kept;
 }
 
-/* How many rows a run of those may have, as far as is known by now. */
-static int64_t
-rows_of_a_run(const struct serving *serving, const struct paml_slice *slices,
-              uint32_t n)
+int64_t
+paml_rows_of_a_run(const struct serving *serving, const struct paml_slice *slices,
+                   uint32_t n)
 {
     int64_t cap = paml_cost_cap(&serving->worker->cost,
                                 paml_batch_cost_key_of(serving->batching, slices, n));
@@ -300,10 +157,40 @@ rows_of_a_run(const struct serving *serving, const struct paml_slice *slices,
     return cap < serving->batching->max_rows ? cap : serving->batching->max_rows;
 }
 
-/* One run for all of them, or as many as it takes. */
-static void
-run_slices(struct serving *serving, struct paml_slice *slices, struct job **jobs,
-           uint32_t n)
+enum paml_remedy
+paml_remedy_for(int code, int64_t rows, uint32_t n, bool ran)
+{
+    if (code == PAML_ERR_MEMORY && rows > 1) {
+        return PAML_REMEDY_FEWER;
+    }
+    return ran && n > 1 && code != PAML_ERR_DEVICE ? PAML_REMEDY_APART
+                                                   : PAML_REMEDY_NONE;
+}
+
+void
+paml_serve_failed(struct serving *serving, struct paml_slice *slices, struct job **jobs,
+                  uint32_t n, int64_t rows, int code, enum paml_remedy remedy)
+{
+    switch (remedy) {
+    case PAML_REMEDY_FEWER:
+        paml_cost_out_of_memory(&serving->worker->cost,
+                                paml_batch_cost_key_of(serving->batching, slices, n),
+                                rows);
+        run_halves(serving, slices, jobs, n, rows / 2);
+        return;
+    case PAML_REMEDY_APART:
+        run_halves(serving, slices, jobs, n, 0);
+        return;
+    case PAML_REMEDY_NONE:
+        for (uint32_t i = 0; i < n; i++) {
+            paml_answer_failed(serving, jobs[i], code, serving->error->message);
+        }
+    }
+}
+
+void
+paml_run_slices(struct serving *serving, struct paml_slice *slices, struct job **jobs,
+                uint32_t n)
 {
     struct paml_worker *worker = serving->worker;
     struct paml_batcher *batcher = &worker->batcher;
@@ -313,14 +200,14 @@ run_slices(struct serving *serving, struct paml_slice *slices, struct job **jobs
     bool ran = false;
     int code;
 
-    n = keep_wanted(serving, slices, jobs, n);
+    n = paml_keep_wanted(serving, slices, jobs, n);
     if (n == 0) {
         return;
     }
     for (uint32_t i = 0; i < n; i++) {
         rows += slices[i].to - slices[i].from;
     }
-    most = rows_of_a_run(serving, slices, n);
+    most = paml_rows_of_a_run(serving, slices, n);
     if (rows > most) {
         /* What they were chosen by didn't know the cap: as many times that as it takes,
            and half of these first. */
@@ -351,23 +238,16 @@ run_slices(struct serving *serving, struct paml_slice *slices, struct job **jobs
     }
     if (code == PAML_OK) {
         for (uint32_t i = 0; i < n; i++) {
-            deliver(serving, jobs[i], &slices[i]);
+            paml_deliver(serving, jobs[i], &slices[i]);
         }
         return;
     }
     paml_outputs_clear(&whole);
     if (code == PAML_STOPPED) {
-        keep_wanted(serving, slices, jobs, n); /* none is */
-    } else if (code == PAML_ERR_MEMORY && rows > 1) {
-        paml_cost_out_of_memory(
-            &worker->cost, paml_batch_cost_key_of(serving->batching, slices, n), rows);
-        run_halves(serving, slices, jobs, n, rows / 2);
-    } else if (ran && n > 1 && code != PAML_ERR_DEVICE) {
-        run_halves(serving, slices, jobs, n, 0);
+        paml_keep_wanted(serving, slices, jobs, n); /* none is */
     } else {
-        for (uint32_t i = 0; i < n; i++) {
-            answer_failed(serving, jobs[i], code, serving->error->message);
-        }
+        paml_serve_failed(serving, slices, jobs, n, rows, code,
+                          paml_remedy_for(code, rows, n, ran));
     }
 }
 
@@ -379,11 +259,22 @@ run_in_slices(struct serving *serving, struct job *job)
 
     while (!job->answered && slice.from < job->op->rows) {
         int64_t left = job->op->rows - slice.from, to;
-        int64_t max_rows = rows_of_a_run(serving, &slice, 1); /* slices teach it */
+        int64_t max_rows = paml_rows_of_a_run(serving, &slice, 1); /* slices teach it */
         to = slice.from + (left < max_rows ? left : max_rows);
         slice.to = to;
-        run_slices(serving, &slice, &job, 1);
+        paml_run_slices(serving, &slice, &job, 1);
         slice.from = to;
+    }
+}
+
+void
+paml_serve_slices(struct serving *serving, struct paml_slice *slices, struct job **jobs,
+                  uint32_t n)
+{
+    if (n == 1 && slices[0].to > paml_rows_of_a_run(serving, slices, 1)) {
+        run_in_slices(serving, jobs[0]);
+    } else {
+        paml_run_slices(serving, slices, jobs, n);
     }
 }
 
@@ -415,7 +306,7 @@ go_on(struct serving *serving, struct job *job)
                      code == PAML_ERR_QUEUE
                          ? "the queue was full before all steps ran"
                          : "the model was closed before all steps ran");
-        answer(serving, job);
+        paml_answer(serving, job);
     }
 }
 
@@ -433,11 +324,11 @@ serve_step(struct serving *serving, struct job *job)
     int code;
 
     serving->now_ns = paml_make_way(&steps->made_way_ns, serving->now_ns);
-    if (is_given_up(op) || paml_steps_ended(steps)) {
+    if (paml_op_is_given_up(op) || paml_steps_ended(steps)) {
         atomic_fetch_add_explicit(&serving->worker->model->cancelled, 1,
                                   memory_order_relaxed);
         tell_watcher(serving, steps, true);
-        answer(serving, job);
+        paml_answer(serving, job);
         return;
     }
     paml_steps_prepare(steps, op);
@@ -445,7 +336,7 @@ serve_step(struct serving *serving, struct job *job)
     if (code == PAML_STOPPED) {
         paml_outputs_clear(&op->outputs);
         tell_watcher(serving, steps, true);
-        answer(serving, job); /* nobody listens */
+        paml_answer(serving, job); /* nobody listens */
         return;
     }
     if (code == PAML_OK) {
@@ -454,13 +345,13 @@ serve_step(struct serving *serving, struct job *job)
     paml_outputs_clear(&op->outputs);
     if (code != PAML_OK) {
         tell_watcher(serving, steps, true);
-        answer_failed(serving, job, code, serving->error->message);
+        paml_answer_failed(serving, job, code, serving->error->message);
         return;
     }
     paml_count(&serving->worker->stats.completed, 1);
-    if (is_given_up(op) || paml_steps_ended(steps)) {
+    if (paml_op_is_given_up(op) || paml_steps_ended(steps)) {
         tell_watcher(serving, steps, true);
-        answer(serving, job);
+        paml_answer(serving, job);
     } else {
         tell_watcher(serving, steps, false);
         go_on(serving, job);
@@ -469,8 +360,8 @@ serve_step(struct serving *serving, struct job *job)
 
 /* --- the batch --- */
 
-static void
-serve_alone(struct serving *serving, struct job *job)
+void
+paml_run_alone(struct serving *serving, struct job *job)
 {
     struct paml_op *op = job->op;
     const struct paml_slice slice = {.op = op, .to = 1};
@@ -481,7 +372,7 @@ serve_alone(struct serving *serving, struct job *job)
                            .deadline_ns = op->deadline_ns};
     int code;
 
-    if (answer_late(serving, job)) {
+    if (paml_answer_late(serving, job)) {
         return;
     }
     if (op->session != NULL) {
@@ -490,11 +381,11 @@ serve_alone(struct serving *serving, struct job *job)
     code = timed_run(serving, &run, &slice, 1, 1);
     if (code == PAML_STOPPED) {
         paml_outputs_clear(&op->outputs);
-        answer_late(serving, job);
+        paml_answer_late(serving, job);
     } else if (code == PAML_OK) {
-        answer_served(serving, job);
+        paml_answer_served(serving, job);
     } else {
-        answer_failed(serving, job, code, serving->error->message);
+        paml_answer_failed(serving, job, code, serving->error->message);
     }
 }
 
@@ -514,7 +405,7 @@ serve_together(struct serving *serving, struct paml_batch *batch)
     if (jobs == NULL || pointers == NULL || slices == NULL) {
         for (uint32_t i = 0; i < n; i++) {
             struct job job = {.op = batch->ops[i]};
-            answer_failed(serving, &job, PAML_ERR_MEMORY, "no memory for a batch");
+            paml_answer_failed(serving, &job, PAML_ERR_MEMORY, "no memory for a batch");
         }
     } else {
         for (uint32_t i = 0; i < n; i++) {
@@ -524,11 +415,7 @@ serve_together(struct serving *serving, struct paml_batch *batch)
             slices[i].from = 0;
             slices[i].to = batch->ops[i]->rows;
         }
-        if (n == 1 && slices[0].to > rows_of_a_run(serving, slices, 1)) {
-            run_in_slices(serving, &jobs[0]);
-        } else {
-            run_slices(serving, slices, pointers, n);
-        }
+        paml_serve_slices(serving, slices, pointers, n);
     }
     if (n > 32) {
         free(jobs);
@@ -552,46 +439,70 @@ fail_hopeless(const struct serving *serving, struct paml_op *op)
     paml_op_fail(op, PAML_ERR_DEADLINE, message);
 }
 
-/* Thread: worker. GIL: not held. Locks: none. */
-int64_t
-paml_serve_batch(struct paml_worker *worker, void *instance, struct paml_error *error)
+struct serving
+paml_serving_of(struct paml_worker *worker, void *instance, struct paml_error *error)
 {
-    struct paml_model *model = worker->model;
+    const struct paml_batching *batching = &worker->model->batching;
+
+    return (struct serving){.worker = worker,
+                            .batching = batching->max_rows > 0 ? batching : NULL,
+                            .instance = instance,
+                            .error = error,
+                            .now_ns = worker->batch.taken_ns};
+}
+
+bool
+paml_serving_begin(struct serving *serving)
+{
+    struct paml_worker *worker = serving->worker;
     struct paml_batch *batch = &worker->batch;
-    struct serving serving = {
-        .worker = worker,
-        .batching = model->batching.max_rows > 0 ? &model->batching : NULL,
-        .instance = instance,
-        .error = error,
-        .now_ns = batch->taken_ns};
     struct paml_op *op;
 
     while ((op = batch->hopeless) != NULL) {
         struct job job = {.op = op};
         batch->hopeless = op->next;
-        fail_hopeless(&serving, op);
+        fail_hopeless(serving, op);
         paml_count(&worker->stats.expired, 1);
-        answer(&serving, &job);
+        paml_answer(serving, &job);
     }
     if (batch->n == 0) {
-        return serving.now_ns;
+        return false;
     }
     paml_count(&worker->stats.releases[batch->release], 1);
     for (uint32_t i = 0; i < batch->n; i++) {
         paml_histogram_add(&worker->stats.wait,
-                           serving.now_ns - batch->ops[i]->submitted_ns);
+                           serving->now_ns - batch->ops[i]->submitted_ns);
     }
+    return true;
+}
+
+void
+paml_serving_run(struct serving *serving)
+{
+    struct paml_batch *batch = &serving->worker->batch;
+
     if (batch->ops[0]->steps != NULL) {
         struct job job = {.op = batch->ops[0]};
-        serve_step(&serving, &job);
-    } else if (serving.batching != NULL) {
-        serve_together(&serving, batch);
+        serve_step(serving, &job);
+    } else if (serving->batching != NULL) {
+        serve_together(serving, batch);
         if (batch->n > 1) {
-            serving.now_ns = paml_now_ns(); /* after many answers */
+            serving->now_ns = paml_now_ns(); /* after many answers */
         }
     } else {
         struct job job = {.op = batch->ops[0]};
-        serve_alone(&serving, &job);
+        paml_run_alone(serving, &job);
+    }
+}
+
+/* Thread: worker. GIL: not held. Locks: none. */
+int64_t
+paml_serve_batch(struct paml_worker *worker, void *instance, struct paml_error *error)
+{
+    struct serving serving = paml_serving_of(worker, instance, error);
+
+    if (paml_serving_begin(&serving)) {
+        paml_serving_run(&serving);
     }
     return serving.now_ns;
 }

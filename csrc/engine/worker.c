@@ -2,6 +2,7 @@
 
 #include "budget.h"
 #include "clock.h"
+#include "flights.h"
 #include "mailbox.h"
 #include "serve.h"
 #include "thread.h"
@@ -103,20 +104,21 @@ paml_worker_post(struct paml_worker *worker, struct paml_op *op, int64_t now_ns)
     debt->due_ns = now_ns + (grace_ns < GRACE_MOST_NS ? grace_ns : GRACE_MOST_NS);
 }
 
-/* After a batch: rings, unless the next one will have ended before it is due.
-   Thread: worker. Locks: none. */
+/* After a batch, which took so long: rings, unless the next one (`more`: one is on)
+   will have ended before it is due. Thread: worker. Locks: none. */
 static void
-worker_ring(struct paml_worker *worker, int64_t begun_ns, int64_t now_ns)
+worker_ring(struct paml_worker *worker, int64_t run_ns, int64_t now_ns, bool more)
 {
     struct paml_debt *debt = &worker->debt;
-    int64_t run_ns = now_ns - begun_ns, next_ns;
+    int64_t next_ns;
 
     debt->usual_run_ns += (run_ns - debt->usual_run_ns) / 8;
     next_ns = now_ns + (run_ns > debt->usual_run_ns ? run_ns : debt->usual_run_ns);
     if (debt->mailbox == NULL) {
         return;
     }
-    if (next_ns < debt->due_ns && paml_queue_has_news(&worker->model->queue)) {
+    if (next_ns < debt->due_ns &&
+        (more || paml_queue_has_news(&worker->model->queue))) {
         paml_mailbox_set_alarm(debt->mailbox, now_ns);
         debt->guarded = true;
     } else {
@@ -208,16 +210,28 @@ worker_retires(struct paml_worker *worker)
     return false;
 }
 
+/* After a batch: frees what has come home, and gives the processor to those that wait
+   for it. Thread: worker. Locks: none. */
+static void
+worker_make_way(struct paml_worker *worker)
+{
+    if (worker->home != NULL) {
+        paml_home_clean(worker->home, worker->debt.usual_run_ns);
+    }
+    if (paml_budget_wanted()) {
+        worker_give_tokens(worker);
+        worker_pay(worker); /* it may have to wait for others now */
+    }
+}
+
 /* Serves the queue until it is closed and empty. Thread: worker. Locks: the queue's. */
 static void
 worker_serve(struct paml_worker *worker, void *instance, struct paml_error *error)
 {
     struct paml_queue *queue = &worker->model->queue;
-    int64_t begun_ns;
+    int64_t begun_ns, now_ns;
     bool closed = false;
 
-    worker->home = paml_home_new();
-    paml_queue_attend(1);
     while (!closed) {
         if (atomic_load_explicit(&worker->lost, memory_order_relaxed) &&
             worker_retires(worker)) {
@@ -234,14 +248,109 @@ worker_serve(struct paml_worker *worker, void *instance, struct paml_error *erro
         }
         closed = false;
         begun_ns = worker->batch.taken_ns;
-        worker_ring(worker, begun_ns, paml_serve_batch(worker, instance, error));
-        if (worker->home != NULL) {
-            paml_home_clean(worker->home, worker->debt.usual_run_ns);
+        now_ns = paml_serve_batch(worker, instance, error);
+        worker_ring(worker, now_ns - begun_ns, now_ns, false);
+        worker_make_way(worker);
+    }
+}
+
+/* --- with runs in flight --- */
+
+/* The oldest flight has ended, or must. Thread: worker. Locks: as its answers take. */
+static void
+worker_land(struct paml_worker *worker, struct paml_flights *flights)
+{
+    int64_t run_ns, now_ns = paml_flights_land(flights, &run_ns);
+
+    worker_ring(worker, run_ns, now_ns, paml_flights_have_landed(flights));
+    worker_make_way(worker);
+}
+
+/* Nothing can be begun, and nothing has landed, as far as is known: waits for either.
+   Thread: worker. Locks: the queue's, the bell's. */
+static void
+worker_wait_flying(struct paml_worker *worker, struct paml_flights *flights)
+{
+    int64_t pause_ns, until_ns = INT64_MAX;
+
+    if (paml_flights_up(flights) == 0) {
+        worker_wait(worker);
+        return;
+    }
+    pause_ns = paml_flights_ask(flights);
+    if (pause_ns == 0) {
+        return;
+    }
+    if (pause_ns != INT64_MAX) {
+        until_ns = paml_now_ns() + pause_ns;
+    }
+    worker_pay(worker);
+    if (worker->home != NULL) {
+        paml_home_rest(worker->home);
+    }
+    if (paml_flights_have_room(flights)) {
+        paml_queue_listen(&worker->model->queue, paml_flights_bell(flights),
+                          &worker->batch, until_ns);
+    } else {
+        paml_queue_attend(-1);
+        paml_bell_wait(paml_flights_bell(flights), until_ns);
+        paml_queue_attend(1);
+    }
+    if (worker->home != NULL) {
+        paml_home_wake(worker->home);
+    }
+}
+
+/* As worker_serve, with as many runs in flight as the instance can have: what has
+   landed is answered first, then the next run is begun, as long as there is work and
+   room. Thread: worker. Locks: the queue's. */
+static void
+worker_serve_flying(struct paml_worker *worker, struct paml_flights *flights)
+{
+    struct paml_queue *queue = &worker->model->queue;
+    bool closed = false;
+
+    while (!closed || paml_flights_up(flights) > 0) {
+        if (atomic_load_explicit(&worker->lost, memory_order_relaxed)) {
+            paml_flights_land_all(flights);
+            if (worker_retires(worker)) {
+                break;
+            }
         }
-        if (paml_budget_wanted()) {
-            worker_give_tokens(worker);
-            worker_pay(worker); /* it may have to wait for others now */
+        if (paml_flights_have_landed(flights)) {
+            worker_land(worker, flights);
         }
+        if (paml_flights_have_room(flights)) {
+            worker_take_tokens(worker);
+            paml_queue_take(queue, &worker->cost, worker->last_run_ns, &worker->batch,
+                            &closed);
+            if (worker->batch.n > 0 || worker->batch.hopeless != NULL) {
+                closed = false;
+                paml_flights_begin(flights);
+                continue;
+            }
+        }
+        if (!closed || paml_flights_up(flights) > 0) {
+            worker_wait_flying(worker, flights);
+        }
+    }
+}
+
+/* --- its life --- */
+
+/* Thread: worker. Locks: as what it calls. */
+static void
+worker_work(struct paml_worker *worker, void *instance, struct paml_error *error)
+{
+    struct paml_flights *flights = paml_flights_new(worker, instance, error);
+
+    worker->home = paml_home_new();
+    paml_queue_attend(1);
+    if (flights != NULL) {
+        worker_serve_flying(worker, flights);
+        paml_flights_free(flights);
+    } else {
+        worker_serve(worker, instance, error);
     }
     worker_give_tokens(worker);
     worker_pay(worker);
@@ -276,7 +385,7 @@ paml_worker_main(void *argument)
                 paml_model_failed(model, &error);
             } else {
                 paml_model_opened(model);
-                worker_serve(worker, instance, &error);
+                worker_work(worker, instance, &error);
             }
             backend->close(instance);
         }
