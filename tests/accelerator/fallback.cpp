@@ -247,7 +247,7 @@ try_on_zeros(const Call &call)
     Stack stack;
     for (const c10::IValue &value : call.host) {
         if (value.isGenerator()) {
-            const at::Generator given = value.toGenerator();
+            at::Generator given = value.toGenerator();
             const std::lock_guard<std::mutex> lock(given.mutex());
             stack.push_back(given.clone()); /* its numbers are for the real run */
             continue;
