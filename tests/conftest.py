@@ -23,6 +23,7 @@ from typing import Any
 
 import own_process
 import pytest
+import shards
 
 import pyasyncml
 from pyasyncml import _call, _core
@@ -38,6 +39,7 @@ PATIENCE = 5.0  # seconds
 
 def pytest_configure(config: pytest.Config) -> None:
     own_process.register(config)
+    shards.register(config)
 
 
 def new_loop(kind: str) -> asyncio.AbstractEventLoop:
