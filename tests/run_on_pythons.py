@@ -2,8 +2,8 @@
 
 An interpreter counts as found when it is on PATH or among pyenv's versions. Each gets
 an environment of its own under .venv-core/, made anew only when what it was built from
-has changed. As many versions as there are cores are at work at once; what one says is
-printed when it is through. Versions that aren't found are named and left out.
+has changed. All versions are at work at once; what one says is printed when it is
+through. Versions that aren't found are named and left out.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def run(version: str) -> str:
 
 
 def main() -> int:
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(len(VERSIONS)) as pool:
         outcomes = list(pool.map(run, VERSIONS))
     for version, outcome in zip(VERSIONS, outcomes, strict=True):
         print(f"Python {version}: {outcome}")
