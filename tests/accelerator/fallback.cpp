@@ -146,9 +146,6 @@ struct Call {
 
     c10::IValue value_on_host(const c10::IValue &value, bool written)
     {
-        if (value.isGenerator()) {
-            return at::detail::getDefaultCPUGenerator();
-        }
         if (value.isDevice()) {
             return c10::Device(c10::kCPU);
         }
@@ -249,6 +246,12 @@ try_on_zeros(const Call &call)
 {
     Stack stack;
     for (const c10::IValue &value : call.host) {
+        if (value.isGenerator()) {
+            at::Generator given = value.toGenerator();
+            const std::lock_guard<std::mutex> lock(given.mutex());
+            stack.push_back(given.clone()); /* its numbers are for the real run */
+            continue;
+        }
         stack.push_back(map_tensors(value, [](const at::Tensor &tensor) {
             if (!tensor.defined()) {
                 return tensor;
@@ -260,7 +263,7 @@ try_on_zeros(const Call &call)
             return zeros;
         }));
     }
-    /* Random numbers are for the real run. */
+    /* And those of the one that is taken where none is given. */
     at::Generator numbers = at::detail::getDefaultCPUGenerator();
     const bool random = call.op.hasTag(at::Tag::nondeterministic_seeded);
     at::Tensor state;
