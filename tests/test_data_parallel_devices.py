@@ -22,7 +22,11 @@ from training_nets import make, same_state
 import pyasyncml as ml
 
 torch = pytest.importorskip("torch")
-pytestmark = [pytest.mark.accelerator, pytest.mark.torch]
+pytestmark = [
+    pytest.mark.accelerator,
+    pytest.mark.torch,
+    pytest.mark.skip(reason="data-parallel training on accelerators is not finished"),
+]
 
 ZERO, ONE = BOTH = ["privateuseone:0", "privateuseone:1"]
 
