@@ -23,7 +23,6 @@ import pyasyncml as ml
 
 torch = pytest.importorskip("torch")
 pytestmark = [
-    pytest.mark.accelerator,
     pytest.mark.torch,
     pytest.mark.skip(reason="data-parallel training on accelerators is not finished"),
 ]
