@@ -15,6 +15,7 @@ import gc
 import importlib.util
 import logging
 import os
+import sys
 import time
 import unittest
 from collections.abc import Callable, Coroutine, Iterator
@@ -23,6 +24,7 @@ from typing import Any
 
 import own_process
 import pytest
+import shards
 
 import pyasyncml
 from pyasyncml import _call, _core
@@ -38,6 +40,7 @@ PATIENCE = 5.0  # seconds
 
 def pytest_configure(config: pytest.Config) -> None:
     own_process.register(config)
+    shards.register(config)
 
 
 def new_loop(kind: str) -> asyncio.AbstractEventLoop:
@@ -87,6 +90,16 @@ def run(request: pytest.FixtureRequest) -> Callable[..., Any]:
         return run_on(loop, main)
 
     return run
+
+
+@pytest.fixture
+def quick_switches() -> Iterator[None]:
+    """For threads that compete for the GIL: they change places fifty times as often,
+    and none waits for its turn much longer than it has work to do."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    yield
+    sys.setswitchinterval(interval)
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import shards
+
 ROOT = Path(__file__).resolve().parent.parent
 TREE = ROOT / "build" / "sanitize" / "tree"
 REPORTS = ROOT / "build" / "sanitize" / "reports"
@@ -174,15 +176,14 @@ def main() -> int:
     check_it_is_the_one(environment)
     # Time limits are for unsanitized code. Only Python's own streams are captured: what
     # UBSan says last must not be lost with the process.
-    tests = [sys.executable, "-m", "pytest", "-q"]
-    tests += ["-o", "timeout=300", "-o", "faulthandler_timeout=600"]
+    tests = ["-o", "timeout=300", "-o", "faulthandler_timeout=600"]
     tests += ["--capture=sys", *(f"--ignore={name}" for name in PYTHON_ONLY)]
     tests += [*(f"--deselect={name}" for name in ELSEWHERE), *sys.argv[1:]]
-    status = subprocess.run(tests, cwd=TREE, env=environment, check=False).returncode
+    status = shards.run(tests, cwd=TREE, environment=environment)
     found, unchecked = read_reports()
     for report in found:
         print(report, end="\n\n")
-    print(f"sanitizers: {len(found)} reports, pytest's exit status {status}")
+    print(f"sanitizers: {len(found)} reports, the tests' exit status {status}")
     if unchecked:
         print(f"{unchecked} processes ended without a check for leaks")
     return 1 if found or status else 0

@@ -8,8 +8,8 @@
 
 namespace pyasyncml {
 
-/* As equal shards as can be, the larger ones first. Operands: the batch's tensors, which
-   shard, of how many. What has no rows goes to everybody. */
+/* As equal shards as can be, the larger ones first. Operands: the batch's tensors,
+   which shard, of how many. What has no rows goes to everybody. */
 void
 GraphInstance::run_shard(const Node &node)
 {
@@ -45,8 +45,8 @@ GraphInstance::run_shard(const Node &node)
     if (lane != nullptr) {
         Uploads uploads(*lane, bytes);
         for (at::Tensor &tensor : shard) {
-            tensor = tensor.device().is_cpu() ? uploads.upload(tensor)
-                                              : tensor.to(device);
+            tensor =
+                tensor.device().is_cpu() ? uploads.upload(tensor) : tensor.to(device);
         }
         uploads.end();
     }

@@ -147,9 +147,9 @@ ServedInstance::end(std::unique_ptr<Flight> flight, struct paml_outputs *outputs
             try {
                 std::rethrow_exception(flight->error);
             } catch (...) {
-                throw Failure(PAML_ERR_DEVICE, "device " + lane->device().str() +
-                                                   " was lost: " +
-                                                   first_line(current_message()));
+                throw Failure(PAML_ERR_DEVICE,
+                              "device " + lane->device().str() +
+                                  " was lost: " + first_line(current_message()));
             }
         }
     }
