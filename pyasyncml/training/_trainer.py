@@ -84,7 +84,7 @@ class Trainer:
         says that it is a sum is refused. `accumulate` cuts each device's rows. Batch
         norm sees its device's rows, as in ``torch.nn.DataParallel``, and its running
         statistics are the first device's; dropout draws other numbers on each. The
-        validation runs on the first device.
+        validation runs on the first device, and batches that lie on one must be there.
 
         The module is in the mode (train or eval) that it is in. One trainer at a time
         drives a module; models loaded from it serve copies from then on
