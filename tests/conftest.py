@@ -103,11 +103,11 @@ def quick_switches() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def saved_model_folder(request: pytest.FixtureRequest) -> Path:
+def saved_model_folder() -> Path:
     """The folder with all SavedModels of the tests: see saved_models.py."""
     import saved_models
 
-    return saved_models.folder(request.config.cache.mkdir("pyasyncml"))  # type: ignore[union-attr]
+    return saved_models.folder()
 
 
 # --- nothing is left behind ---
