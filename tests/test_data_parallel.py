@@ -9,7 +9,6 @@ import functools
 
 import numpy as np
 import pytest
-from training_nets import make, mlp, same_state, torch_loop
 
 import pyasyncml as ml
 from pyasyncml import BackendError, InputError, LoadError
@@ -17,6 +16,7 @@ from pyasyncml import BackendError, InputError, LoadError
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
+from training_nets import make, mlp, same_state, torch_loop  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

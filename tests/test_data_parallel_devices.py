@@ -9,7 +9,11 @@ import accelerator
 import numpy as np
 import pytest
 from accelerator import KERNEL, TO_DEVICE
-from test_data_parallel import (
+
+import pyasyncml as ml
+
+torch = pytest.importorskip("torch")
+from test_data_parallel import (  # noqa: E402
     OPTIMIZERS,
     SEED,
     assert_close,
@@ -17,11 +21,8 @@ from test_data_parallel import (
     fitted,
     trainer_of,
 )
-from training_nets import make, same_state
+from training_nets import make, same_state  # noqa: E402
 
-import pyasyncml as ml
-
-torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.accelerator, pytest.mark.torch]
 
 ZERO, ONE = BOTH = ["privateuseone:0", "privateuseone:1"]
