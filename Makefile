@@ -60,7 +60,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	@$(ENGINE_TESTS) check
-	$(BIN)/python -m pytest
+	$(BIN)/python tests/shards.py
 	$(BIN)/python tests/run_on_pythons.py
 
 bench: $(INSTALLED)

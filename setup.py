@@ -7,6 +7,7 @@ warnings as errors.
 
 from __future__ import annotations
 
+import copy
 import glob
 import importlib.util
 import os
@@ -48,8 +49,10 @@ def option_flags() -> list[str]:
     if os.environ.get("PYASYNCML_WERROR"):
         flags.append("-Werror")
     if sanitizers := os.environ.get("PYASYNCML_SANITIZE"):
-        flags += [f"-fsanitize={sanitizers}", "-fno-omit-frame-pointer", "-g"]
+        flags += [f"-fsanitize={sanitizers}", "-fno-omit-frame-pointer"]
         flags.append("-fno-sanitize-recover=undefined")
+        # Lines are all that a report needs; more takes the compiler twice the time.
+        flags += ["-g1", "-O1"]
     return flags
 
 
@@ -121,6 +124,11 @@ def torch_extensions() -> list[Extension]:
 
 
 class build_ext(_build_ext):
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if self.parallel is None:
+            self.parallel = len(os.sched_getaffinity(0))
+
     def build_extensions(self) -> None:
         # Found, not imported: importing tvm_ffi looks for a torch to extend.
         spec = importlib.util.find_spec("tvm_ffi")
@@ -135,7 +143,11 @@ class build_ext(_build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         if ext.name != TORCH:
-            super().build_extension(ext)
+            # Several are built at once, and some have a source in common: each has a
+            # folder of its own for what it compiles.
+            alone = copy.copy(self)
+            alone.build_temp = os.path.join(self.build_temp, ext.name)
+            super(build_ext, alone).build_extension(ext)
             return
         # As at first use, with one compiler call of its own: see _torch_build.py.
         output = Path(self.get_ext_fullpath(ext.name))
@@ -172,11 +184,11 @@ class build_py(_build_py):
 
 setup(
     ext_modules=[
+        *torch_extensions(),  # takes longest
         core_extension(),
         plain_extension("onnxruntime"),
         plain_extension("tensorflow"),
         plain_extension("xla"),
-        *torch_extensions(),
     ],
     cmdclass={"build_ext": build_ext, "build_py": build_py},
 )

@@ -15,6 +15,7 @@ import gc
 import importlib.util
 import logging
 import os
+import sys
 import time
 import unittest
 from collections.abc import Callable, Coroutine, Iterator
@@ -23,6 +24,7 @@ from typing import Any
 
 import own_process
 import pytest
+import shards
 
 import pyasyncml
 from pyasyncml import _call, _core
@@ -38,6 +40,7 @@ PATIENCE = 5.0  # seconds
 
 def pytest_configure(config: pytest.Config) -> None:
     own_process.register(config)
+    shards.register(config)
 
 
 def new_loop(kind: str) -> asyncio.AbstractEventLoop:
@@ -89,12 +92,22 @@ def run(request: pytest.FixtureRequest) -> Callable[..., Any]:
     return run
 
 
+@pytest.fixture
+def quick_switches() -> Iterator[None]:
+    """For threads that compete for the GIL: they change places fifty times as often,
+    and none waits for its turn much longer than it has work to do."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    yield
+    sys.setswitchinterval(interval)
+
+
 @pytest.fixture(scope="session")
-def saved_model_folder(request: pytest.FixtureRequest) -> Path:
+def saved_model_folder() -> Path:
     """The folder with all SavedModels of the tests: see saved_models.py."""
     import saved_models
 
-    return saved_models.folder(request.config.cache.mkdir("pyasyncml"))  # type: ignore[union-attr]
+    return saved_models.folder()
 
 
 # --- nothing is left behind ---

@@ -151,6 +151,38 @@ def training_gives_what_it_gives_on_the_cpu(names):
         close(a, b)
 
 
+def several_devices_train_as_one_does(names):
+    import torch
+
+    if len(names) < 2:
+        return
+
+    def train(device):
+        torch.manual_seed(0)
+        module = torch.nn.Sequential(
+            torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)
+        )
+        trainer = ml.Trainer(
+            module,
+            loss=torch.nn.functional.cross_entropy,
+            optimizer=torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9),
+            clip_norm=1.0,
+            device=device,
+            seed=0,
+        )
+        target = np.random.default_rng(1).integers(0, 4, 60)
+
+        async def main():
+            async with trainer:
+                await trainer.fit((rows(60), target), epochs=3, batch_size=16)
+
+        asyncio.run(main())
+        return [p.detach().cpu().numpy() for p in module.parameters()]
+
+    for one, several in zip(train(names[0]), train(names), strict=True):
+        close(several, one)
+
+
 def a_live_module_on_the_device_is_served_there(names):
     module = net()
     there = copy.deepcopy(module).to(names[0])
@@ -201,5 +233,6 @@ CHECKS = (
     what_comes_on_the_device_is_answered_on_the_device,
     large_inputs_go_through_small_staging,
     training_gives_what_it_gives_on_the_cpu,
+    several_devices_train_as_one_does,
     a_live_module_on_the_device_is_served_there,
 )

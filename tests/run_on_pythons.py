@@ -2,7 +2,8 @@
 
 An interpreter counts as found when it is on PATH or among pyenv's versions. Each gets
 an environment of its own under .venv-core/, made anew only when what it was built from
-has changed. Versions that aren't found are named and left out.
+has changed. All versions are at work at once; what one says is printed when it is
+through. Versions that aren't found are named and left out.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = ("3.10", "3.12", "3.13")
@@ -47,41 +52,68 @@ def built_from() -> float:
     return max(path.stat().st_mtime for path in files)
 
 
-def install(python: str, version: str) -> Path:
+#: Held while setuptools writes what it knows of the project beside the sources.
+installing = threading.Lock()
+
+
+def install(python: str, version: str, log: IO[str]) -> Path:
     """The environment's interpreter, with the project built and installed."""
     venv = ROOT / ".venv-core" / version
     inside = venv / "bin" / "python"
     stamp = venv / ".installed"
     if stamp.exists() and stamp.stat().st_mtime >= built_from():
         return inside
+
+    def call(*command: str | Path) -> None:
+        subprocess.run(
+            command, check=True, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
+        )
+
     if not inside.exists():
-        subprocess.run([python, "-m", "venv", venv], check=True)
+        call(python, "-m", "venv", venv)
     pip = [inside, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
     pip += ["-c", "constraints.txt"]
-    subprocess.run([*pip, *BUILD_NEEDS], check=True, cwd=ROOT)
-    subprocess.run(
-        [*pip, "--no-build-isolation", "-e", ".[test]"], check=True, cwd=ROOT
-    )
+    call(*pip, *BUILD_NEEDS)
+    with installing:
+        call(*pip, "--no-build-isolation", "-e", ".[test]")
     stamp.touch()
     return inside
 
 
+def run(version: str) -> str:
+    """Runs the tests on one version, prints what they say; the outcome in a word."""
+    python = find(version)
+    if python is None:
+        return "not found, left out"
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+        try:
+            inside = install(python, version, log)
+            log.seek(log.truncate(0))  # it went well
+            tests = [inside, "-m", "pytest", "-q", "-m", "not torch and not xla"]
+            subprocess.run(
+                [*tests, "tests"],
+                check=True,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        except subprocess.CalledProcessError as error:
+            log.write(f"{error}\n")
+            outcome = "FAILED"
+        else:
+            outcome = "passed"
+        log.seek(0)
+        print(f"== the core's tests on Python {version}\n{log.read()}", flush=True)
+    return outcome
+
+
 def main() -> int:
-    lines = []
-    failed = False
-    for version in VERSIONS:
-        python = find(version)
-        if python is None:
-            lines.append(f"Python {version}: not found, left out")
-            continue
-        print(f"== the core's tests on Python {version}", flush=True)
-        inside = install(python, version)
-        tests = [inside, "-m", "pytest", "-q", "-m", "not torch and not xla", "tests"]
-        status = subprocess.run(tests, cwd=ROOT, check=False).returncode
-        failed = failed or status != 0
-        lines.append(f"Python {version}: {'passed' if status == 0 else 'FAILED'}")
-    print("\n".join(lines))
-    return 1 if failed else 0
+    with ThreadPoolExecutor(len(VERSIONS)) as pool:
+        outcomes = list(pool.map(run, VERSIONS))
+    for version, outcome in zip(VERSIONS, outcomes, strict=True):
+        print(f"Python {version}: {outcome}")
+    return 1 if "FAILED" in outcomes else 0
 
 
 if __name__ == "__main__":

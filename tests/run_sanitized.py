@@ -20,6 +20,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import shards
+
 ROOT = Path(__file__).resolve().parent.parent
 TREE = ROOT / "build" / "sanitize" / "tree"
 REPORTS = ROOT / "build" / "sanitize" / "reports"
@@ -142,19 +144,26 @@ def read_reports() -> tuple[list[str], int]:
 #: These spend their time on Python or the frameworks, and what of ours they run other
 #: tests run as well: left out, or the sanitizers would take twice the tests' time.
 PYTHON_ONLY = (
-    "examples",
     "tests/test_accelerator.py",
     "tests/test_accelerator_planted.py",
     "tests/test_benchmarks.py",
     "tests/test_demo.py",
+    "tests/test_examples.py",
     "tests/test_export.py",
     "tests/test_checkpoint.py",
+    "tests/test_leaks.py",
     "tests/test_traced_step.py",
     "tests/test_training_schedule.py",
     "tests/test_torch_shim_build.py",
     "tests/test_xla_isolated.py",
 )
 ELSEWHERE = (
+    "tests/test_graph.py::test_minilm_is_served_as_eager_runs_it_with_any_batch_and_length",
+    "tests/test_tensorflow_training.py::test_a_trainers_checkpoints_bring_it_back_and_the_last_is_tensorflows",
+    "tests/test_tensorflow_training.py::test_export_says_what_is_wrong_with_its_arguments",
+    "tests/test_train_and_serve.py::test_a_killed_run_goes_on_from_its_last_checkpoint_bit_by_bit",
+    "tests/test_trainer.py::test_a_fit_is_the_eager_loop_to_the_last_bit[Transformer-adam]",
+    "tests/test_trainer.py::test_a_fit_is_the_eager_loop_to_the_last_bit[Transformer-adamw]",
     "tests/test_onnx_faults.py::test_every_order_of_imports_and_loads",
     "tests/test_tensorflow_process.py::test_frameworks_come_in_any_order",
     "tests/test_tensorflow_process.py::test_a_live_keras_model_runs_with_one_line",
@@ -174,15 +183,15 @@ def main() -> int:
     check_it_is_the_one(environment)
     # Time limits are for unsanitized code. Only Python's own streams are captured: what
     # UBSan says last must not be lost with the process.
-    tests = [sys.executable, "-m", "pytest", "-q"]
-    tests += ["-o", "timeout=300", "-o", "faulthandler_timeout=600"]
+    tests = ["-o", "timeout=300", "-o", "faulthandler_timeout=600"]
     tests += ["--capture=sys", *(f"--ignore={name}" for name in PYTHON_ONLY)]
-    tests += [*(f"--deselect={name}" for name in ELSEWHERE), *sys.argv[1:]]
-    status = subprocess.run(tests, cwd=TREE, env=environment, check=False).returncode
+    tests += [*(f"--deselect={name}" for name in ELSEWHERE)]
+    tests += sys.argv[1:] or ["tests"]  # not the examples
+    status = shards.run(tests, cwd=TREE, environment=environment)
     found, unchecked = read_reports()
     for report in found:
         print(report, end="\n\n")
-    print(f"sanitizers: {len(found)} reports, pytest's exit status {status}")
+    print(f"sanitizers: {len(found)} reports, the tests' exit status {status}")
     if unchecked:
         print(f"{unchecked} processes ended without a check for leaks")
     return 1 if found or status else 0

@@ -7,6 +7,7 @@ runs of the tests with the same versions of this file and TensorFlow.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -20,6 +21,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+ROOT = Path(__file__).resolve().parent.parent
+#: Sanitized tests run in a copy of the sources, and take what the original's made.
+BUILDS = Path(os.environ.get("PYASYNCML_TEST_BUILDS", ROOT / "build")) / "saved-models"
 STEPS = 140
 ROWS = 32  # of a step
 
@@ -48,7 +52,7 @@ def versions() -> list[str]:
     return found
 
 
-def folder(cache: Path) -> Path:
+def folder() -> Path:
     """The folder with the models, made where it isn't there."""
     from pyasyncml.export import _saved_model
 
@@ -57,13 +61,15 @@ def folder(cache: Path) -> Path:
         + Path(_saved_model.__file__).read_bytes()
         + repr(versions()).encode()
     )
-    made = cache / f"saved-models-{key.hexdigest()[:16]}"
-    if not made.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as temporary:
-            new = Path(temporary, "models")
-            _in_a_process("all", new)
-            os.replace(new, made)
+    BUILDS.mkdir(parents=True, exist_ok=True)
+    made = BUILDS / key.hexdigest()[:16]
+    with open(BUILDS / "lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.is_dir():
+            with tempfile.TemporaryDirectory(dir=BUILDS) as temporary:
+                new = Path(temporary, "models")
+                _in_a_process("all", new)
+                os.replace(new, made)
     return made
 
 

@@ -55,7 +55,7 @@ class Run:
         return {
             "schedule": self.schedule,
             "step": self.step,
-            "generator": self.generator,
+            "generators": [self.generator],
         }
 
     def train(self, first, last):

@@ -193,7 +193,9 @@ def test_default_registry_is_the_library_s():
         prometheus_client.REGISTRY.unregister(collector)
 
 
-def test_scrapes_from_another_thread_while_it_serves_and_reloads(run, registry):
+def test_scrapes_from_another_thread_while_it_serves_and_reloads(
+    run, registry, quick_switches
+):
     async def main():
         collector = PrometheusCollector(registry)
         async with await echo() as model:

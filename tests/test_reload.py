@@ -55,7 +55,7 @@ def test_requests_see_the_old_program_before_the_change_and_the_new_after(run):
     run(main)
 
 
-def test_nothing_is_refused_and_everything_is_answered_under_load(run):
+def test_nothing_is_refused_and_everything_is_answered_under_load(run, quick_switches):
     """From several loops in several threads, with cancels and deadlines."""
 
     async def main():

@@ -66,7 +66,7 @@ def everything(trainer):
             for _, value in sorted(state.items())
         ),
         torch.tensor(program._optimizer.param_groups[0]["lr"]),
-        program._generator.get_state(),
+        program._generators[0].get_state(),
     ]
 
 

@@ -58,7 +58,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 def make(net: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     """A net of which each call has the same weights, and data for it."""
     kind, shape = NETS[net]
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         return kind(), torch.randn(ROWS, *shape), torch.randint(4, (ROWS,))
 

@@ -106,7 +106,7 @@ def read_compiled(path: str, runners: int) -> Served:
             str(about["name"]),
             str(about["device"]),
             False,
-            None,
+            [],  # other devices
             first + len(results),
             [],
             about["symbols"],

@@ -1,7 +1,7 @@
 """From a traced graph (`torch.fx`) to the description that the native half reads.
 
 A description is a tuple of plain tuples and lists (csrc/backends/torch/graph_python.cpp
-reads it): name, device, mutable, generator, number of slots, constants, symbols,
+reads it): name, device, mutable, other devices, number of slots, constants, symbols,
 leaves, arguments, bodies, output tree, outputs, compiled package. Nodes are never
 written to a file: the schemas of operators change from one torch to the next.
 """
@@ -20,6 +20,7 @@ import torch
 from torch import fx
 
 from ..errors import LoadError
+from ._replicas import barrier, shard
 
 #: Namespaces whose operators are native: none of them takes the GIL.
 NATIVE = frozenset({"aten", "quantized", "mkldnn", "torchvision"})
@@ -219,12 +220,14 @@ class Describer:
         *,
         symbols: Symbols | None = None,
         mutable: bool = False,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator] = (),
+        devices: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.symbols = symbols or Symbols()
         self.mutable = mutable
-        self.generator = generator
+        self.generators = tuple(generators)  # of each replica
+        self.devices = tuple(devices)  # none: where the constants are
         self.constants: list[torch.Tensor] = []
         self.leaves: list[Leaf] = []
         self.arguments: list[Argument] = []
@@ -300,12 +303,13 @@ class Describer:
             )
         self.bodies[0] = ([], nodes, results)
         leaves = [self._leaf(leaf) for leaf in self.leaves]  # finds symbols
-        home = home_of(self.constants)
+        # Replicas that are all on the CPU are on one device.
+        devices = list(dict.fromkeys(self.devices)) or [home_of(self.constants)]
         return (
             self.name,
-            home,
+            devices[0],
             self.mutable,
-            None if self.generator is None else self.generator._cdata,  # type: ignore[attr-defined]
+            devices[1:],
             self.n_slots + len(self.constants),
             [tensor._cdata for tensor in self.constants],
             self.symbols.described,
@@ -440,6 +444,12 @@ class Body:
             # One of several results: the slot has it already.
             results = self.slots[node.args[0]]  # type: ignore[index]
             self.slots[node] = results[node.args[1]]
+        elif target is shard:
+            slots = [self.whole.slot() for _ in _items(node.args[0])]
+            self.slots[node] = slots
+            self._append(node, "shard", "", "", list(node.args), slots)
+        elif target is barrier:
+            self._append(node, "barrier", "", "", [], [])
         elif target in NUMBERS:
             self.number(node, NUMBERS[target], list(node.args))
         elif target is torch.sym_sum:
@@ -462,7 +472,7 @@ class Body:
     def _call_operator(self, node: fx.Node, op: torch._ops.OpOverload) -> None:
         if op.namespace not in NATIVE:
             self.whole.refuse(node, "an operator in Python, or of another library")
-        if self.whole.generator is not None and _is_random(node, op):
+        if self.whole.generators and _is_random(node, op):
             seeded = _seeded(op)
             if seeded is None:
                 self.whole.refuse(node, "its random numbers can't be seeded")
@@ -481,6 +491,11 @@ class Body:
         given: list[Any] = list(args)
         for argument in op._schema.arguments[len(given) :]:
             given.append((kwargs or {}).get(argument.name, _DEFAULT))
+        if self.whole.generators:
+            generator = self.whole.generators[node.meta.get("replica", 0)]
+            for i, argument in enumerate(op._schema.arguments):
+                if _is_generator(argument) and given[i] in (None, _DEFAULT):
+                    given[i] = generator
         n_results = len(op._schema.returns)
         slots = [self.whole.slot() for _ in range(n_results)]
         schema = op._schema
@@ -562,6 +577,8 @@ class Body:
             if not -LARGEST <= value <= LARGEST:
                 raise _UnknownOperand(f"{value} doesn't fit 64 bits")
             return value
+        if isinstance(value, torch.Generator):
+            return "generator", value._cdata  # type: ignore[attr-defined]
         for kind, type_ in _ENUMS:
             if isinstance(value, type_):
                 return kind, str(value).removeprefix("torch.")
@@ -609,9 +626,11 @@ def _is_random(node: fx.Node, op: torch._ops.OpOverload) -> bool:
 
 
 def _takes_generator(op: torch._ops.OpOverload) -> bool:
-    return any(
-        str(argument.type) == "Optional[Generator]" for argument in op._schema.arguments
-    )
+    return any(map(_is_generator, op._schema.arguments))
+
+
+def _is_generator(argument: Any) -> bool:
+    return str(argument.type) == "Optional[Generator]"
 
 
 def _seeded(op: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
@@ -630,7 +649,7 @@ def _seeded(op: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
 def _native_dropout(body: Body, node: fx.Node) -> None:
     """As the CPU kernel does it, with the graph's own generator."""
     x, p, train = node.args
-    if body.whole.generator is None or train is False:
+    if not body.whole.generators or train is False:
         body.slots[node] = body.call(node, _aten.native_dropout.default, node.args)
         return
     assert isinstance(p, (int, float))

@@ -47,7 +47,8 @@ def lower(
     bound: Mapping[str, torch.Tensor] | None = None,
     names: Sequence[str] | None = None,
     mutable: bool = False,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    devices: Sequence[str] = (),
     name: str = "forward",
 ) -> Graph:
     """A traced graph of ATen operators, ready to run without Python.
@@ -66,10 +67,15 @@ def lower(
     `generator` is given to every random operator that got none; operators that can't
     take one are refused. Dropout consumes it as eager dropout does the global one.
 
+    `devices`: of the replicas that the graph trains (training/_parallel.py), each with
+    a generator; nodes say by ``meta["replica"]`` whose they are.
+
     Raises `LoadError` that names every operator that isn't native, with its line.
     """
     bound = bound or {}
-    describer = Describer(name, mutable=mutable, generator=generator)
+    generators = (generator,) if isinstance(generator, torch.Generator) else generator
+    generators = tuple(generators or ())
+    describer = Describer(name, mutable=mutable, generators=generators, devices=devices)
     slots: dict[fx.Node, Any] = {}
     inputs = []
     for node in gm.graph.nodes:
@@ -96,7 +102,7 @@ def lower(
         )
     body = describer.body(gm.graph, gm, slots)
     description = description_of(describer, body, body.output)
-    return graph_of(description, describer.constants, generator)
+    return graph_of(description, describer.constants, generators)
 
 
 def description_of(
@@ -113,13 +119,13 @@ def description_of(
 def graph_of(
     description: tuple[Any, ...],
     constants: Sequence[torch.Tensor],
-    generator: torch.Generator | None = None,
+    generators: Sequence[torch.Generator] = (),
 ) -> Graph:
     """The native half of what was described, over these constants."""
     from ..backends.torch import graph
 
     keep = tuple(constants)
-    capsule = graph(description, (keep, generator))
+    capsule = graph(description, (keep, generators))
     return Graph(capsule, description[0], description[1], keep)
 
 

@@ -1,9 +1,9 @@
 """Checkpoints: all that a training run needs to go on as if it had never stopped.
 
 A checkpoint is one file in the safetensors format: parameters and buffers under
-`module.…` and `loss.…`, optimizer state under `optimizer.…`, the random generator's
-state under `generator`; all else is JSON in the file's metadata.
-`safetensors.torch.load_file` reads it too.
+`module.…` and `loss.…`, optimizer state under `optimizer.…`, the random generators'
+states under `generator`, `generator.1`, … (one a replica); all else is JSON in the
+file's metadata. `safetensors.torch.load_file` reads it too.
 
 Saving has two halves: `take_checkpoint` copies, where no step runs, and
 `save_checkpoint` writes the copy, on any thread.
@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
@@ -63,7 +63,7 @@ def take_checkpoint(
     *,
     schedule: Stateful | None = None,
     step: TracedStep | None = None,
-    generator: torch.Generator | None = None,
+    generators: Sequence[torch.Generator] = (),
     position: Any = None,
 ) -> Checkpoint:
     """A consistent copy, to be taken where no step runs.
@@ -96,8 +96,8 @@ def take_checkpoint(
                     live[f"optimizer.{name}.{key}"] = value
                 else:
                     state[name][key] = _plain.encode(value, others, f"{name}.{key}")
-    if generator is not None:
-        others["generator"] = generator.get_state()
+    for i, generator in enumerate(generators):
+        others[_generator(i)] = generator.get_state()
     header = {
         "format": _FORMAT,
         "optimizer": type(optimizer).__name__,
@@ -234,7 +234,7 @@ def restore_checkpoint(
     *,
     schedule: Stateful | None = None,
     step: TracedStep | None = None,
-    generator: torch.Generator | None = None,
+    generators: Sequence[torch.Generator] = (),
 ) -> Any:
     """Puts everything back in place, bit by bit; gives the `position` saved.
 
@@ -276,8 +276,8 @@ def restore_checkpoint(
             for key in held.keys() - saved_state.keys():
                 del optimizer.state[parameter][key]
     copy_all(into, source)
-    if generator is not None and "generator" in checkpoint.tensors:
-        generator.set_state(checkpoint.tensors["generator"])
+    for i, generator in enumerate(generators):
+        _restore_generator(generator, i, checkpoint.tensors)
     if step is not None:
         for bucket in step.buckets:
             bucket.stepped()
@@ -349,6 +349,26 @@ def _restore_group(group: dict[str, Any], values: dict[str, Any]) -> None:
             group[key].copy_(torch.as_tensor(value))
         else:
             group[key] = value
+
+
+def _generator(replica: int) -> str:
+    return f"generator.{replica}" if replica else "generator"
+
+
+def _restore_generator(
+    generator: torch.Generator, replica: int, tensors: dict[str, Tensor]
+) -> None:
+    """Its own state, or, where the checkpoint is of other devices or of fewer, one
+    that follows from what is there."""
+    if "generator" not in tensors:
+        return
+    saved = tensors.get(_generator(replica))
+    if saved is not None and saved.shape == generator.get_state().shape:
+        generator.set_state(saved)
+        return
+    known = hashlib.sha256(_bytes(tensors["generator"]))
+    known.update(str(replica).encode())
+    generator.manual_seed(int.from_bytes(known.digest()[:8], "little"))
 
 
 def _same_kind(now: Any, value: Any) -> bool:

@@ -13,7 +13,7 @@ from .._call import call
 from .._core import Steps
 from .._weights import Copies, detach_models
 from ..backends import parse_devices
-from ..errors import InputError
+from ..errors import BackendError, InputError
 from ..export._lower import lower, make_graph_model
 from ..model import Model, started
 from . import _data
@@ -23,7 +23,9 @@ from ._checkpoint import (
     save_checkpoint,
     take_checkpoint,
 )
+from ._devices import devices_of, generators, move
 from ._optimizers import rules_of
+from ._parallel import Replicas, check_loss
 from ._program import numbers
 from ._run import whole
 from ._schedule import Schedule, check_scheduler, varying
@@ -39,13 +41,15 @@ async def _served(
     bound: Mapping[str, torch.Tensor],
     names: Sequence[str],
     name: str,
+    threads: int,
     **options: Any,
 ) -> Model:
     """A running model of a traced graph over live tensors."""
-    common = {key: options.pop(key) for key in ("threads", "devices") if key in options}
     graph = await call(lower, graph_module, bound=bound, names=names, **options)
-    common.setdefault("devices", parse_devices(graph.device))
-    return await started(make_graph_model(graph, name=name, **common))
+    devices = parse_devices(graph.device)
+    return await started(
+        make_graph_model(graph, name=name, threads=threads, devices=devices)
+    )
 
 
 class TorchProgram:
@@ -63,7 +67,7 @@ class TorchProgram:
         accumulate: int,
         autocast: Any,
         seed: int,
-        device: str | None,
+        device: str | Sequence[str] | None,
         threads: int,
     ) -> None:
         if not isinstance(module, torch.nn.Module):
@@ -75,26 +79,31 @@ class TorchProgram:
         check_scheduler(optimizer, scheduler, scheduler_interval)
         if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
             raise ValueError(f"threads: expected an int, 1 or more, got {threads!r}")
-        if device is not None:
-            if not isinstance(device, str):
-                raise TypeError(f"device: expected a str, got {type(device).__name__}")
-            _move(
-                [m for m in (module, loss) if isinstance(m, torch.nn.Module)],
-                optimizer,
-                device,
-            )
+        modules = [m for m in (module, loss) if isinstance(m, torch.nn.Module)]
+        homes = [] if device is None else devices_of(device)
+        if len(homes) > 1:
+            check_loss(loss)
+        if homes:
+            move(modules, optimizer, homes[0])
+        first = next((p for m in modules for p in m.parameters()), torch.empty(0))
+        self._generators = generators(homes or [first.device], seed)
+        self._replicas = (
+            Replicas(list(map(str, homes)), self._generators[1:])
+            if len(homes) > 1
+            else None
+        )
         self._module = module
         self._loss = loss
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._interval = scheduler_interval
-        self._generator = torch.Generator().manual_seed(seed)
         self._options: dict[str, Any] = {
             "clip_norm": clip_norm,
             "accumulate": accumulate,
             "autocast": autocast,
-            "generator": self._generator,
+            "generator": self._generators[0],
             "varying": varying(scheduler),
+            "replicas": self._replicas,
         }
         self._threads = threads
         self._first: TracedStep | None = None
@@ -158,6 +167,8 @@ class TorchProgram:
         step.check(tensors)
         if not step.fits([tuple(tensor.shape) for tensor in tensors]):
             step = await whole(call(self._first.variant, tensors))
+        if idle and self._replicas is not None:
+            await self._replicate(self._first)
         model = self._models.get(id(step))
         if model is None:
             model = self._models[id(step)] = await _served(
@@ -166,10 +177,19 @@ class TorchProgram:
                 step.input_names,
                 "training step",
                 mutable=True,
-                generator=self._generator,
+                generator=self._generators,
+                devices=() if self._replicas is None else self._replicas.devices,
                 threads=self._threads,
             )
         self.model = model
+
+    async def _replicate(self, step: TracedStep) -> None:
+        try:
+            await whole(call(step.replicate))
+        except RuntimeError as error:
+            raise BackendError(
+                f"the weights can't be copied to all devices: {error}"
+            ) from error
 
     def _take(self, step: TracedStep) -> None:
         self._first = step
@@ -301,7 +321,7 @@ class TorchProgram:
             self._optimizer,
             schedule=_SchedulerState(self._scheduler),
             step=self._first,
-            generator=self._generator,
+            generators=self._generators,
             position=position,
         )
 
@@ -320,7 +340,7 @@ class TorchProgram:
             self._optimizer,
             schedule=_SchedulerState(self._scheduler),
             step=self._first,
-            generator=self._generator,
+            generators=self._generators,
         )
         return position
 
@@ -371,35 +391,6 @@ class _Rows:
         if self.constant:
             return np.tile(np.array(next(self._rows)), (steps, 1))
         return np.array([next(self._rows) for _ in range(steps)], dtype=np.float64)
-
-
-def _move(modules: Sequence[Any], optimizer: torch.optim.Optimizer, name: str) -> None:
-    """Moves them to the device. Raises `ValueError` where there is none, or where the
-    optimizer's state, which stays where it is, would be left behind."""
-    parse_devices(name)
-    home = torch.device(name)
-    home = torch.device(home.type, home.index or 0) if home.type != "cpu" else home
-    for module in modules:
-        tensors = (*module.named_parameters(), *module.named_buffers())
-        elsewhere = [path for path, tensor in tensors if tensor.device != home]
-        if elsewhere and optimizer.state:
-            raise ValueError(
-                f"device: {elsewhere[0]!r} is not on {name}, and the optimizer has "
-                "state beside it already; move the module there (module.to(device)) "
-                "before its optimizer has made a step"
-            )
-        if not elsewhere:
-            continue
-        before = dict(module.named_parameters())
-        try:
-            module.to(home)
-        except (AssertionError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"device: no {name} to move to: {reason}") from error
-        # For some kinds of devices that makes other Parameter objects.
-        now = {id(before[path]): new for path, new in module.named_parameters()}
-        for group in optimizer.param_groups:
-            group["params"] = [now.get(id(p), p) for p in group["params"]]
 
 
 def _tensors(batch: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:

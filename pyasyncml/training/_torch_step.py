@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import operator
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .._copies import copy_all
 from ..errors import InputError
 from . import _optimizers
-from ._optimizers import Bucket, Emitter
+from ._optimizers import Bucket
+from ._parallel import ParallelGraph, Replicas, ShardedShapes, check_traced_loss
+from ._step_graph import Owners, Place, StepGraph
 from ._trace import Pair, Passes, Shapes, SizesNeeded, alone, describe, kind_of, trace
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-    from torch.fx import Node
 
 
 @dataclass
@@ -48,6 +48,9 @@ class TracedStep:
       comes before the first write: a step that raises has changed nothing.
     - Operators that draw random numbers have `generator=None` in the graph: the runner
       gives them `generator`. The global one is never touched.
+    - With `replicas` the batch is split over them by rows (_parallel.py); nodes say by
+      ``meta["replica"]`` whose they are, and replicas but the first have generators of
+      their own. `replicate()` before a run makes them equal to the module.
     - One graph serves all batches for which `fits(shapes)`; `variant(batch)` gives a
       step for any other batch, over the same live tensors (itself where it fits).
     - Before a run: `refresh()`. After native steps, before Python goes on with the
@@ -62,9 +65,10 @@ class TracedStep:
     buckets: list[Bucket]
     optimizer: torch.optim.Optimizer
     generator: torch.Generator | None
-    _shapes: Shapes
-    _request: _Request
-    _sources: dict[str, tuple[str, ...]]
+    replicas: Replicas | None
+    _shapes: Shapes | ShardedShapes
+    _request: Request
+    _places: dict[str, Place]
     _variants: list[TracedStep] = field(default_factory=list)
     _marks: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
@@ -130,13 +134,14 @@ class TracedStep:
         """
         if changed := self.outdated():
             raise ValueError(f"{changed} since the step was traced: trace it again")
-        owners = _Owners(self._request.pair, self.optimizer)
+        owners = Owners(self._request.pair, self.optimizer)
         for bucket in self.buckets:
             bucket.initialise(self.optimizer)
             bucket.taken(self.optimizer)
         stale = False
-        for name, source in self._sources.items():
-            tensor = owners.find(source)
+        for name, place in self._places.items():
+            tensor = _live(owners, self.replicas, place)
+            source = place[1]
             then = self.bound[name]
             if (
                 tensor.shape != then.shape
@@ -155,6 +160,18 @@ class TracedStep:
         for step in self._variants:
             stale = step.refresh() or stale
         return stale
+
+    def replicate(self) -> None:
+        """Gives every replica what the first one, the module, has. Where no step runs;
+        whatever anybody did to the module since the last one is what counts."""
+        owners = Owners(self._request.pair, self.optimizer)
+        into: dict[int, tuple[Tensor, Tensor]] = {}
+        for step in (self, *self._variants):
+            for name, (replica, source) in step._places.items():
+                if replica > 0:
+                    tensor = step.bound[name]
+                    into[id(tensor)] = (tensor, owners.find(source))
+        copy_all([a for a, _ in into.values()], [b for _, b in into.values()])
 
     def outdated(self) -> str:
         """What has changed that is part of the graph, in words; empty: nothing. The
@@ -191,7 +208,7 @@ class TracedStep:
             bucket.undo(self.optimizer)
         self.bound.clear()
         self._variants.clear()
-        self._sources.clear()
+        self._places.clear()
 
 
 @alone
@@ -207,6 +224,7 @@ def trace_step(
     generator: torch.Generator | None = None,
     dynamic_batch: bool = True,
     varying: frozenset[str] = frozenset({"lr"}),
+    replicas: Replicas | None = None,
 ) -> TracedStep:
     """Traces a training step: `loss(module(*batch[:-1]), batch[-1])`, its gradients and
     `optimizer`'s update, in the module's present mode (train or eval).
@@ -223,7 +241,8 @@ def trace_step(
     accumulate).backward()` does. `autocast`: a dtype, or a `torch.autocast` whose
     settings are taken, for the forward pass and the loss. `varying`: hyperparameters
     that are inputs of the step rather than part of the graph
-    (`_schedule.varying(scheduler)`).
+    (`_schedule.varying(scheduler)`). `replicas`: where the batch is split over several
+    devices; of these `accumulate` cuts each one's rows.
 
     Nothing of the module is run or changed, but for the optimizer's state, which is
     made as its first step would. Raises `TypeError` and `ValueError` for arguments that
@@ -253,7 +272,7 @@ def trace_step(
     rules = _optimizers.rules_of(optimizer)
     _check_parameters(pair, optimizer)
     _check_hooks(pair)
-    request = _Request(
+    request = Request(
         pair=pair,
         optimizer=optimizer,
         rules=rules,
@@ -267,6 +286,7 @@ def trace_step(
             frozenset({0} if dynamic_batch and t.dim() > 0 else ()) for t in batch
         ],
         grows=dynamic_batch,
+        replicas=replicas,
     )
     request.settle()
     return request.trace()
@@ -287,7 +307,7 @@ def check_options(
 
 
 @dataclass
-class _Request:
+class Request:
     """What was asked for: enough to trace it again."""
 
     pair: Pair
@@ -301,6 +321,7 @@ class _Request:
     varying: frozenset[str]
     dynamic: list[frozenset[int]]
     grows: bool
+    replicas: Replicas | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     quickly_then: Any = None
     _modules: list[torch.nn.Module] = field(default_factory=list)
@@ -343,9 +364,7 @@ class _Request:
                 )
             ]
         request = dataclasses.replace(self, batch=tuple(batch))
-        rows = batch[0].shape[0] if batch[0].dim() else 1
-        parts = -(-rows // -(-rows // self.accumulate))
-        made = request.trace(first.buckets, parts)
+        made = request.trace(first.buckets)
         if made.columns != first.columns or made.outputs != first.outputs:
             raise InputError(
                 "batch: with these shapes the loss gives other metrics, or trains "
@@ -353,36 +372,31 @@ class _Request:
             )
         return made
 
-    def trace(
-        self, buckets: list[Bucket] | None = None, parts: int | None = None
-    ) -> TracedStep:
-        options: dict[str, Any] = {
-            "accumulate": self.accumulate if parts is None else parts,
-            "autocast": self.autocast,
-            "wanted": self._wanted(),
-        }
-        try:
-            passes = trace(self.pair, self.batch, dynamic=self.dynamic, **options)
-        except SizesNeeded:  # a graph for each size then
-            self.dynamic, self.grows = [frozenset()] * len(self.batch), False
-            passes = trace(self.pair, self.batch, dynamic=self.dynamic, **options)
-        if buckets is None:
-            buckets = self._buckets(passes)
-        builder = _Builder(self, passes, buckets)
+    def trace(self, buckets: list[Bucket] | None = None) -> TracedStep:
+        """`buckets`: of the first step, where this one is another of the same."""
+        again = buckets is not None
+        shapes: Shapes | ShardedShapes
+        if self.replicas is None:
+            passes = self._passes(self.batch, again)
+            buckets = buckets or self._buckets(passes)
+            builder = StepGraph(self, passes, buckets)
+            shapes = passes.shapes
+        else:
+            traced = self._passes_of_replicas(self.replicas, again)
+            passes = traced[0]
+            buckets = buckets or self._buckets(passes)
+            builder = ParallelGraph(self, self.replicas, traced, buckets)
+            parts = [part.shapes for part in traced]
+            shapes = ShardedShapes(self.replicas, parts, self.batch)
         graph_module = builder.build()
         bound = {
-            name: builder.owners.find(source)
-            for name, source in builder.sources.items()
+            name: _live(builder.owners, self.replicas, place)
+            for name, place in builder.places.items()
         }
         marks = {name: _mark(tensor) for name, tensor in bound.items()}
-        bound.update(
-            (node.name, tensor)
-            for node, tensor in passes.constants.values()
-            if node.name in builder.kept
-        )
         return TracedStep(
             graph_module=graph_module,
-            bound=bound,
+            bound={**bound, **builder.constants},
             input_names=tuple(builder.inputs),
             columns=tuple(
                 f"{column}[{i}]" for i, b in enumerate(buckets) for column in b.columns
@@ -391,11 +405,40 @@ class _Request:
             buckets=buckets,
             optimizer=self.optimizer,
             generator=self.generator,
-            _shapes=passes.shapes,
+            replicas=self.replicas,
+            _shapes=shapes,
             _request=self,
-            _sources=builder.sources,
+            _places=builder.places,
             _marks=marks,
         )
+
+    def _passes(self, batch: tuple[Tensor, ...], again: bool) -> Passes:
+        parts = self.accumulate
+        if again:  # torch.chunk makes fewer of few rows
+            rows = batch[0].shape[0] if batch[0].dim() else 1
+            parts = -(-rows // -(-rows // parts))
+        options: dict[str, Any] = {
+            "accumulate": parts,
+            "autocast": self.autocast,
+            "wanted": self._wanted(),
+        }
+        try:
+            return trace(self.pair, batch, dynamic=self.dynamic, **options)
+        except SizesNeeded:  # a graph for each size then
+            self.dynamic, self.grows = [frozenset()] * len(batch), False
+            return trace(self.pair, batch, dynamic=self.dynamic, **options)
+
+    def _passes_of_replicas(self, replicas: Replicas, again: bool) -> list[Passes]:
+        """Those of each share of the batch; of equal ones, and of others where they
+        hold for both, the same."""
+        found: list[Passes] = []
+        for rows in replicas.split(self.batch):
+            shapes = [tuple(tensor.shape) for tensor in rows]
+            passes = next((p for p in found if p.shapes.fit(shapes)), None)
+            found.append(passes or self._passes(rows, again))
+        if self.accumulate == 1:
+            check_traced_loss(found[0].loss)
+        return found
 
     def _wanted(self) -> frozenset[str]:
         """The parameters whose gradients are needed: the optimizer's, and where they
@@ -462,222 +505,18 @@ def _fixed(
     ]
 
 
-class _Owners:
-    """Where live tensors are found by name."""
-
-    def __init__(self, pair: Pair, optimizer: torch.optim.Optimizer) -> None:
-        self.parameters = pair.parameters()
-        self.buffers = pair.buffers()
-        self.optimizer = optimizer
-
-    def find(self, source: tuple[str, ...]) -> Tensor:
-        kind, name, *key = source
-        try:
-            if kind == "buffer":
-                return self.buffers[name]
-            parameter = self.parameters[name]
-            if kind == "parameter":
-                return parameter
-            state: Tensor = self.optimizer.state[parameter][key[0]]
-            return state
-        except KeyError:
-            raise ValueError(
-                f"{kind} {Pair.name(name)} is gone: trace the step again"
-            ) from None
+def _live(owners: Owners, replicas: Replicas | None, place: Place) -> Tensor:
+    replica, source = place
+    tensor = owners.find(source)
+    if replica == 0:
+        return tensor
+    assert replicas is not None
+    return replicas.find(replica, source, tensor)
 
 
 def _mark(tensor: Tensor) -> tuple[Any, ...]:
     """Changes with the memory that a tensor stands for."""
     return (id(tensor), tensor.data_ptr(), tensor.stride())
-
-
-class _Builder:
-    """Finishes a traced graph: inputs in front, clipping and update behind."""
-
-    def __init__(
-        self, request: _Request, passes: Passes, buckets: list[Bucket]
-    ) -> None:
-        self.request, self.passes, self.buckets = request, passes, buckets
-        self.graph = passes.graph
-        self.owners = _Owners(request.pair, request.optimizer)
-        self.names = {id(p): name for name, p in self.owners.parameters.items()}
-        self.sources: dict[str, tuple[str, ...]] = {}
-        self.inputs: list[str] = []
-        self.kept: set[str] = set()
-        self._taken: set[str] = {node.name for node in self.graph.nodes}
-
-    def build(self) -> torch.fx.GraphModule:
-        import torch
-
-        passes, graph = self.passes, self.graph
-        head = next(iter(graph.nodes))
-        numbers: list[dict[str, Node]] = []
-        with graph.inserting_before(head):
-            for i, bucket in enumerate(self.buckets):
-                row = {}
-                for column in bucket.columns:
-                    row[column] = graph.placeholder(self._free(f"{column}_{i}"))
-                    row[column].meta["val"] = torch.empty(
-                        (), dtype=torch.float64, device="meta"
-                    )
-                numbers.append(row)
-        inputs = [node for row in numbers for node in row.values()] + passes.batch
-        for i, node in enumerate(passes.batch):
-            self._rename(node, f"batch_{i}")
-        self.inputs = [node.name for node in inputs]
-        bound: list[tuple[Node, tuple[str, ...]]] = [
-            (node, ("parameter", name)) for name, node in passes.parameters.items()
-        ]
-        bound += [(node, ("buffer", name)) for name, node in passes.buffers.items()]
-        states = self._state_places(bound)
-        copies = self._work_on_copies()
-
-        clipped = self._clip()
-        for bucket, row, state in zip(self.buckets, numbers, states, strict=True):
-            self._update(bucket, row, state, clipped)
-        if copies:
-            graph.call_function(
-                torch.ops.aten._foreach_copy_.default,
-                (list(copies), list(copies.values())),
-            )
-        graph.output((passes.loss, *passes.metrics.values()))
-        graph.eliminate_dead_code()
-        for node, source in bound:
-            if not node.users:
-                graph.erase_node(node)
-                continue
-            self._rename(node, "_".join(source))
-            self.sources[node.name] = source
-        for node, _ in passes.constants.values():
-            if node.users:
-                self.kept.add(node.name)
-            else:
-                graph.erase_node(node)
-        graph.lint()
-        return torch.fx.GraphModule(torch.nn.Module(), graph)
-
-    def _free(self, name: str) -> str:
-        name = re.sub(r"\W", "_", name)
-        while name in self._taken:
-            name += "_"
-        self._taken.add(name)
-        return name
-
-    def _rename(self, node: Node, name: str) -> None:
-        """Both of a placeholder's names: runners know it by the one or the other."""
-        node.target = node.name = self._free(name)
-
-    def _state_places(
-        self, bound: list[tuple[Node, tuple[str, ...]]]
-    ) -> list[dict[str, list[Node]]]:
-        """Placeholders for the state of each bucket's parameters."""
-        states: list[dict[str, list[Node]]] = []
-        body = next(n for n in self.graph.nodes if n.op != "placeholder")
-        optimizer = self.request.optimizer
-        with self.graph.inserting_before(body):
-            for bucket in self.buckets:
-                group = optimizer.param_groups[bucket.group]
-                state: dict[str, list[Node]] = {}
-                for member in bucket.members:
-                    parameter = group["params"][member]
-                    name = self.names[id(parameter)]
-                    for key in bucket.rule.state(parameter, group):
-                        place = self.graph.placeholder(self._free(f"state_{key}"))
-                        bound.append((place, ("state", name, key)))
-                        state.setdefault(key, []).append(place)
-                states.append(state)
-        return states
-
-    def _work_on_copies(self) -> dict[Node, Node]:
-        """Buffers that the forward pass writes to are written to in a copy, which is
-        put back with the update: a step that fails half-way leaves them as they
-        were."""
-        import torch
-
-        copies: dict[Node, Node] = {}
-        body = next(n for n in self.graph.nodes if n.op != "placeholder")
-        for name in self.passes.buffers:
-            if name not in self.passes.written:
-                continue
-            place = self.passes.buffers[name]
-            with self.graph.inserting_before(body):
-                copy = self.graph.call_function(torch.ops.aten.clone.default, (place,))
-            for user in list(place.users):
-                if user is not copy:
-                    user.replace_input_with(place, copy)
-            copies[place] = copy
-        return copies
-
-    def _clip(self) -> dict[str, Node]:
-        """torch.nn.utils.clip_grad_norm_, over the gradients in its order: that of
-        `module.parameters()`."""
-        import torch
-
-        gradients = dict(self.passes.gradients)
-        if self.request.clip_norm is None:
-            return gradients
-        aten = torch.ops.aten
-        add = self.graph.call_function
-        values = list(gradients.values())
-        norms = add(aten._foreach_norm.Scalar, (values, 2.0))
-        total = add(
-            aten.linalg_vector_norm.default, (add(aten.stack.default, (norms,)), 2.0)
-        )
-        # max_norm / x, as torch.Tensor.__rtruediv__ works it out.
-        inverse = add(aten.reciprocal.default, (add(aten.add.Tensor, (total, 1e-6)),))
-        scale = add(
-            aten.clamp.default,
-            (add(aten.mul.Tensor, (inverse, float(self.request.clip_norm))), None, 1.0),
-        )
-        scaled = add(aten._foreach_mul.Tensor, (values, scale))
-        return {
-            name: add(operator.getitem, (scaled, i)) for i, name in enumerate(gradients)
-        }
-
-    def _update(
-        self,
-        bucket: Bucket,
-        row: dict[str, Node],
-        state: dict[str, list[Node]],
-        gradients: dict[str, Node],
-    ) -> None:
-        import torch
-
-        aten = torch.ops.aten
-        add = self.graph.call_function
-        group = self.request.optimizer.param_groups[bucket.group]
-        fixed = bucket.rule.numbers(group, 2)
-        numbers: dict[str, Any] = {
-            name: add(aten._local_scalar_dense.default, (row[name],))
-            if name in row
-            else value
-            for name, value in fixed.items()
-        }
-        parameters, directions = [], []
-        for member in bucket.members:
-            name = self.names[id(group["params"][member])]
-            place = self.passes.parameters[name]
-            gradient = gradients[name]
-            if bucket.rule.fused and not self._dense(name):
-                # The fused kernels walk through the memory side by side.
-                laid_out = add(aten.empty_like.default, (place,))
-                gradient = add(aten.copy_.default, (laid_out, gradient))
-            parameters.append(place)
-            directions.append(gradient)
-        bucket.rule.emit(
-            Emitter(self.graph, numbers), group, parameters, directions, state
-        )
-
-    def _dense(self, name: str) -> bool:
-        """Whether a gradient is sure to be laid out in memory as its parameter is."""
-        import torch
-
-        source = self.passes.gradients[name]
-        if source.args and getattr(source.args[0], "target", None) is (
-            torch.ops.aten.convolution_backward.default
-        ):
-            return False  # the kernel taken decides
-        return name in self.passes.aligned
 
 
 def _autocast(

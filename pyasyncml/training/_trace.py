@@ -546,6 +546,7 @@ def source_line(error: BaseException) -> str:
 
 _BATCH_NORMS = {
     "native_batch_norm": (3, 4),
+    "_native_batch_norm_legit": (3, 4),  # of devices that aren't torch's own
     "cudnn_batch_norm": (3, 4),
     "miopen_batch_norm": (3, 4),
     "_batch_norm_with_update": (3, 4),

@@ -56,7 +56,7 @@ class Trainer:
         accumulate: int = 1,
         autocast: Any = None,
         seed: int | None = None,
-        device: str | None = None,
+        device: str | Sequence[str] | None = None,
         threads: int = 1,
     ) -> None:
         """`loss`: any callable, ``loss(module(*inputs), target)``, or ``loss(module,
@@ -74,6 +74,17 @@ class Trainer:
         moved there, as ``module.to(device)`` does, with a loss that is a module; None:
         where its parameters are. Arrays come from host memory; batches of `step` and of
         iterables may lie on the device. `threads`: intra-op threads of a step.
+
+        ``device=["cuda:0", "cuda:1"]`` trains data-parallel: the module on the first
+        device and a replica on each of the others, each with its share of a batch's
+        rows (axis 0 of every tensor that has one). Their gradients are averaged,
+        weighted by rows, before they are clipped and every replica makes the same step;
+        loss and metrics are averaged in the same way. The result is that of the whole
+        batch where the loss is a mean over the batch's rows, which is assumed; one that
+        says that it is a sum is refused. `accumulate` cuts each device's rows. Batch
+        norm sees its device's rows, as in ``torch.nn.DataParallel``, and its running
+        statistics are the first device's; dropout draws other numbers on each. The
+        validation runs on the first device, and batches that lie on one must be there.
 
         The module is in the mode (train or eval) that it is in. One trainer at a time
         drives a module; models loaded from it serve copies from then on

@@ -146,9 +146,6 @@ struct Call {
 
     c10::IValue value_on_host(const c10::IValue &value, bool written)
     {
-        if (value.isGenerator()) {
-            return at::detail::getDefaultCPUGenerator();
-        }
         if (value.isDevice()) {
             return c10::Device(c10::kCPU);
         }
@@ -234,6 +231,16 @@ shape_of(const at::Tensor &tensor)
     return shape;
 }
 
+/* A try leaves the numbers that random kernels draw to the real runs, which therefore
+   never come between its looking and its putting back. */
+std::mutex drawing;
+
+bool
+draws(const c10::OperatorHandle &op)
+{
+    return op.hasTag(at::Tag::nondeterministic_seeded);
+}
+
 /* Runs below whatever the calling thread has switched on. */
 void
 run_on_cpu(const c10::OperatorHandle &op, Stack &stack)
@@ -244,11 +251,29 @@ run_on_cpu(const c10::OperatorHandle &op, Stack &stack)
     op.callBoxed(stack);
 }
 
+void
+really_run(const c10::OperatorHandle &op, Stack &stack)
+{
+    std::unique_lock<std::mutex> lock(drawing, std::defer_lock);
+    if (draws(op)) {
+        lock.lock();
+    }
+    run_on_cpu(op, stack);
+}
+
 Shapes
 try_on_zeros(const Call &call)
 {
     Stack stack;
+    std::unique_lock<std::mutex> lock(drawing, std::defer_lock);
+    if (draws(call.op)) {
+        lock.lock();
+    }
     for (const c10::IValue &value : call.host) {
+        if (value.isGenerator()) {
+            stack.push_back(value.toGenerator().clone());
+            continue;
+        }
         stack.push_back(map_tensors(value, [](const at::Tensor &tensor) {
             if (!tensor.defined()) {
                 return tensor;
@@ -260,17 +285,16 @@ try_on_zeros(const Call &call)
             return zeros;
         }));
     }
-    /* Random numbers are for the real run. */
+    /* What is drawn from where no generator is given. */
     at::Generator numbers = at::detail::getDefaultCPUGenerator();
-    const bool random = call.op.hasTag(at::Tag::nondeterministic_seeded);
     at::Tensor state;
-    if (random) {
-        const std::lock_guard<std::mutex> lock(numbers.mutex());
+    if (draws(call.op)) {
+        const std::lock_guard<std::mutex> own(numbers.mutex());
         state = numbers.get_state();
     }
     run_on_cpu(call.op, stack);
-    if (random) {
-        const std::lock_guard<std::mutex> lock(numbers.mutex());
+    if (draws(call.op)) {
+        const std::lock_guard<std::mutex> own(numbers.mutex());
         numbers.set_state(state);
     }
     Shapes shapes;
@@ -401,7 +425,7 @@ launch(const c10::OperatorHandle &op, Stack *stack)
             }
             try {
                 *results = call.host;
-                run_on_cpu(call.op, *results);
+                really_run(call.op, *results);
             } catch (...) {
                 failed = std::current_exception();
             }
@@ -471,7 +495,7 @@ launch(const c10::OperatorHandle &op, Stack *stack)
             check_read(device, tensor);
         }
         Stack values = host;
-        run_on_cpu(op, values);
+        really_run(op, values);
         size_t at = 0;
         for (size_t i = 0; i < returned.size(); i++) {
             if (returned[i] < 0) {

@@ -59,7 +59,7 @@ def digest_of(trainer):
         *program._module.state_dict().values(),
         *(optimizer[key][name] for key in optimizer for name in sorted(optimizer[key])),
         torch.tensor(program._optimizer.param_groups[0]["lr"]),
-        program._generator.get_state(),
+        program._generators[0].get_state(),
     ]
     digest = hashlib.sha256()
     for tensor in tensors:

@@ -95,7 +95,8 @@ Graph::find_writes()
                 pass_on(node.operands, bodies[inner].inputs);
                 visit(bodies[inner]);
             }
-            if (node.kind == NodeKind::GetItem || !node.bodies.empty()) {
+            if (node.kind == NodeKind::GetItem || node.kind == NodeKind::Shard ||
+                !node.bodies.empty()) {
                 pass_on(node.operands, node.results);
             }
             if (node.kind != NodeKind::Call) {

@@ -87,6 +87,8 @@ enum class NodeKind : uint8_t {
     Cond,
     WhileLoop,
     Compiled, /* all of the program, by Graph::compiled */
+    Shard,    /* a replica's rows of the batch, on its device */
+    Barrier,  /* waits until all devices have done what was enqueued so far */
 };
 
 /* NodeKind of a name that Python uses ("add", "sym_size"); nothing if there is none. */
@@ -171,10 +173,13 @@ class Graph {
   public:
     std::string name;
     c10::Device home{c10::kCPU}; /* where it was traced */
+    /* Other accelerators that it runs on too, where it trains a replica on each: its
+       devices are its own then, not the instance's, and its inputs stay where they are
+       until a Shard takes its part. */
+    std::vector<c10::Device> beside;
     /* Written constants are the caller's own, and whoever runs the graph writes to
        them; otherwise every instance has its own copies of what it writes to. */
     bool shares_state = false;
-    std::optional<at::Generator> generator; /* for operators that got none */
 
     std::unique_ptr<CompiledPackage> compiled; /* or NULL */
 

@@ -96,10 +96,7 @@ class Resolver {
         const bool optional = wanted->kind() == c10::TypeKind::OptionalType;
 
         if (value.isNone()) {
-            if (optional && type->kind() == c10::TypeKind::GeneratorType &&
-                graph_.generator) {
-                value = *graph_.generator;
-            } else if (!optional && type->kind() == c10::TypeKind::TensorType) {
+            if (!optional && type->kind() == c10::TypeKind::TensorType) {
                 value = at::Tensor();
             }
             return;
@@ -126,7 +123,8 @@ class Resolver {
             }
             return;
         case c10::TypeKind::DeviceObjType:
-            if (value.isDevice() && value.toDevice().type() == graph_.home.type()) {
+            if (value.isDevice() && value.toDevice().type() == graph_.home.type() &&
+                graph_.beside.empty()) {
                 operand.kind = Operand::Kind::Device;
             }
             return;

@@ -237,7 +237,9 @@ GraphInstance::read_tree(InputReader &reader, const Tree &tree)
 bool
 GraphInstance::read_inputs(const struct paml_run &run)
 {
-    InputReader reader(run, device_, graph_.writes_inputs, borrowed_, lane_.get());
+    const bool stay = !graph_.beside.empty(); /* until they are cut into shards */
+    InputReader reader(run, stay ? std::nullopt : std::optional(device_),
+                       graph_.writes_inputs, borrowed_, stay ? nullptr : lane_.get());
 
     sizes_.assign(graph_.symbols.size(), UNKNOWN);
     sizes_from_.assign(graph_.symbols.size(), {nullptr, 0});

@@ -33,6 +33,9 @@ GraphInstance::GraphInstance(const GraphOptions &options, DLDevice device, int t
     }
     if (lane_ != nullptr) {
         lane_->follow_default_stream(); /* where constants were copied */
+        for (const c10::Device &beside : graph_.beside) {
+            add_lane(beside);
+        }
     }
 }
 
@@ -198,6 +201,12 @@ GraphInstance::run_node(const Node &node)
     case NodeKind::Compiled:
         run_package(node);
         return;
+    case NodeKind::Shard:
+        run_shard(node);
+        return;
+    case NodeKind::Barrier:
+        run_barrier();
+        return;
     default:
         break;
     }
@@ -230,7 +239,8 @@ GraphInstance::run_body(const Body &body)
     } catch (const c10::OutOfMemoryError &) {
         throw;
     } catch (const Failure &failure) {
-        if (!at->bodies.empty() || at->kind == NodeKind::Assert) {
+        if (!at->bodies.empty() || at->kind == NodeKind::Assert ||
+            at->kind == NodeKind::Shard) {
             throw; /* says where already */
         }
         throw Failure(failure.code, failure.what() + (" (" + at->place + ")"));
@@ -291,8 +301,12 @@ GraphInstance::call(const struct paml_run &run, bool *saw_device)
     } forget = {*this};
 
     *saw_device = read_inputs(run);
-    if (lane_ != nullptr && graph_.shares_state && !*saw_device) {
-        lane_->follow_default_stream(); /* where others write to what we share */
+    /* Where others write to what we share, and where a batch that stayed was made. */
+    if (lane_ != nullptr && graph_.shares_state &&
+        (!*saw_device || !graph_.beside.empty())) {
+        for (Lane *lane : lanes()) {
+            lane->follow_default_stream();
+        }
     }
     /* Fused optimizers write without counting: Python's check for stale graphs would
        stay silent. */

@@ -261,6 +261,8 @@ node_kind_of(const std::string &name)
         {"cond", NodeKind::Cond},
         {"while_loop", NodeKind::WhileLoop},
         {"compiled", NodeKind::Compiled},
+        {"shard", NodeKind::Shard},
+        {"barrier", NodeKind::Barrier},
     };
     const auto found = kinds.find(name);
     return found != kinds.end() ? std::optional(found->second) : std::nullopt;

@@ -56,6 +56,9 @@ class GraphInstance : public ServedInstance {
     void run_call(const Node &node);
     void run_package(const Node &node);
     void run_control_flow(const Node &node);
+    /* graph_replicas.cpp */
+    void run_shard(const Node &node);
+    void run_barrier();
     void take_results(const Body &body, std::vector<c10::IValue> &values);
     c10::IValue value_of(const Operand &operand);
     c10::IValue list_of(const Operand &operand);

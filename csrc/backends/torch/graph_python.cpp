@@ -176,10 +176,9 @@ class GraphReader {
         graph_.name = description[0].text();
         graph_.home = c10::Device(description[1].text());
         graph_.shares_state = description[2].truth();
-        if (!description[3].is_none()) {
-            graph_.generator =
-                at::Generator(description[3].pointer<c10::GeneratorImpl>());
-        }
+        each(description[3], [&](const Item &item) {
+            graph_.beside.push_back(c10::Device(item.text()));
+        });
         graph_.n_slots = (size_t)description[4].integer();
         is_number_.resize(graph_.n_slots);
         each(description[5], [&](const Item &item) { read_constant(item); });
@@ -370,6 +369,8 @@ class GraphReader {
             operand.value = memory_format_named(item[1].text());
         } else if (kind == "device") {
             operand.value = c10::Device(item[1].text());
+        } else if (kind == "generator") {
+            operand.value = at::Generator(item[1].pointer<c10::GeneratorImpl>());
         } else {
             item.wrong("an operand");
         }
@@ -408,13 +409,31 @@ class GraphReader {
             throw Failure(PAML_ERR_LOAD, "unknown node " + kind);
         }
         node.kind = *known;
+        if (node.kind == NodeKind::Shard) {
+            check_shard(node, item);
+        }
         if (node.bodies.empty() && node.kind != NodeKind::GetItem &&
-            node.kind != NodeKind::Compiled) {
+            node.kind != NodeKind::Compiled && node.kind != NodeKind::Shard) {
             for (const int32_t result : node.results) {
                 mark_number(result, c10::TypeKind::NumberType);
             }
         }
         return node;
+    }
+
+    /* (tensors, which part, of how many) */
+    void check_shard(const Node &node, const Item &item) const
+    {
+        const std::vector<Operand> &operands = node.operands;
+        if (operands.size() != 3 || operands[0].kind != Operand::Kind::List ||
+            operands[0].items.size() != node.results.size() ||
+            !operands[1].value.isInt() || !operands[2].value.isInt() ||
+            operands[1].value.toInt() < 0 ||
+            operands[1].value.toInt() >= operands[2].value.toInt() ||
+            (!graph_.beside.empty() &&
+             operands[2].value.toInt() != 1 + (int64_t)graph_.beside.size())) {
+            item.wrong("a shard");
+        }
     }
 
     void mark_number(int32_t result, c10::TypeKind kind)

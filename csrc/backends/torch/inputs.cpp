@@ -270,8 +270,8 @@ struct InputReader::Where {
     }
 };
 
-InputReader::InputReader(const struct paml_run &run, c10::Device device, bool copy,
-                         Borrowed &borrowed, Lane *lane)
+InputReader::InputReader(const struct paml_run &run, std::optional<c10::Device> device,
+                         bool copy, Borrowed &borrowed, Lane *lane)
     : at_(run.inputs), end_(run.inputs + run.n_inputs), device_(device), copy_(copy),
       borrowed_(borrowed), lane_(lane)
 {
@@ -619,8 +619,8 @@ InputReader::tensor(const struct paml_value &value, const Where &where)
             lane_->follow_default_stream(); /* where it was made */
         }
     }
-    if (device != device_) {
-        return view.to(device_);
+    if (device_ && device != *device_) {
+        return view.to(*device_);
     }
     if (copy_) {
         return view.clone();

@@ -44,9 +44,10 @@ class Borrowed {
    argument and what it takes. */
 class InputReader {
   public:
-    /* `lane`: of the device; NULL for the CPU. */
-    InputReader(const struct paml_run &run, c10::Device device, bool copy,
-                Borrowed &borrowed, Lane *lane);
+    /* `device`: where tensors are wanted; nothing: where they are. `lane`: of the
+       device; NULL for the CPU. */
+    InputReader(const struct paml_run &run, std::optional<c10::Device> device,
+                bool copy, Borrowed &borrowed, Lane *lane);
 
     /* The next value for this argument; its default where it was left out. */
     c10::IValue read(const Argument &argument);
@@ -92,7 +93,7 @@ class InputReader {
     at::Tensor upload(const at::Tensor &host);
 
     const struct paml_value *at_, *end_;
-    c10::Device device_;
+    std::optional<c10::Device> device_;
     bool copy_;
     bool saw_device_ = false;
     Borrowed &borrowed_;

@@ -1,5 +1,6 @@
 #include "served.h"
 
+#include <algorithm>
 #include <cstring>
 #include <new>
 
@@ -11,7 +12,7 @@
 
 namespace pyasyncml {
 
-Flight::Flight(c10::DeviceType type) : done(type), outputs()
+Flight::Flight() : outputs()
 {
     outputs.values = outputs.first;
     outputs.capacity = PAML_INLINE_VALUES;
@@ -25,6 +26,15 @@ Flight::~Flight()
     }
 }
 
+void
+Flight::fail_on_device()
+{
+    of_device = true;
+    if (!error) {
+        error = std::current_exception();
+    }
+}
+
 ServedInstance::ServedInstance(DLDevice device, int threads)
     : device_(require_device(device)), threads_(threads)
 {
@@ -34,6 +44,28 @@ ServedInstance::ServedInstance(DLDevice device, int threads)
     if (!device_.is_cpu()) {
         lane_ = std::make_unique<Lane>(device_);
     }
+}
+
+void
+ServedInstance::add_lane(c10::Device device)
+{
+    beside_.push_back(std::make_unique<Lane>(require_device(dlpack_of(device))));
+    beside_streams_.push_back(beside_.back()->compute());
+    beside_.back()->follow_default_stream();
+}
+
+std::vector<Lane *>
+ServedInstance::lanes() const
+{
+    std::vector<Lane *> lanes;
+
+    if (lane_ != nullptr) {
+        lanes.push_back(lane_.get());
+    }
+    for (const std::unique_ptr<Lane> &lane : beside_) {
+        lanes.push_back(lane.get());
+    }
+    return lanes;
 }
 
 void
@@ -52,7 +84,8 @@ ServedInstance::run(struct paml_run *run)
 std::unique_ptr<Flight>
 ServedInstance::begin(const struct paml_run &run)
 {
-    auto flight = std::make_unique<Flight>(device_.type());
+    auto flight = std::make_unique<Flight>();
+    const c10::MultiStreamGuard on_others(beside_streams_);
     const c10::StreamGuard on_compute(lane_->compute());
 
     if (threads_ > 0) {
@@ -63,15 +96,15 @@ ServedInstance::begin(const struct paml_run &run)
     } catch (...) {
         flight->error = std::current_exception();
     }
-    flight->uploaded = lane_->take_uploaded();
-    /* Also when it failed: the device may still be reading what the caller is about to
-       free. */
-    try {
-        flight->done.record(lane_->compute());
-    } catch (...) {
-        flight->of_device = true;
-        if (!flight->error) {
-            flight->error = std::current_exception();
+    for (Lane *lane : lanes()) {
+        flight->legs.emplace_back(device_.type());
+        flight->legs.back().uploaded = lane->take_uploaded();
+        /* Also when it failed: the device may still be reading what the caller is about
+           to free. */
+        try {
+            flight->legs.back().done.record(lane->compute());
+        } catch (...) {
+            flight->fail_on_device();
         }
     }
     return flight;
@@ -80,39 +113,44 @@ ServedInstance::begin(const struct paml_run &run)
 int64_t
 ServedInstance::ask(Flight &flight) noexcept
 {
-    try {
-        return flight.done.ask();
-    } catch (...) {
-        flight.of_device = true;
-        if (!flight.error) {
-            flight.error = std::current_exception();
+    int64_t pause = 0;
+
+    for (Flight::Leg &leg : flight.legs) {
+        try {
+            pause = std::max(pause, leg.done.ask());
+        } catch (...) {
+            flight.fail_on_device();
         }
-        return 0;
     }
+    return pause;
 }
 
 void
 ServedInstance::end(std::unique_ptr<Flight> flight, struct paml_outputs *outputs)
 {
+    const c10::MultiStreamGuard on_others(beside_streams_);
     const c10::StreamGuard on_compute(lane_->compute());
+    const std::vector<Lane *> all = lanes();
 
-    try {
-        flight->done.wait();
-    } catch (...) {
-        flight->of_device = true;
-        if (!flight->error) {
-            flight->error = std::current_exception();
+    for (size_t i = 0; i < all.size(); i++) {
+        try {
+            flight->legs[i].done.wait();
+        } catch (...) {
+            flight->fail_on_device();
         }
+        all[i]->let_go(flight->legs[i].uploaded);
     }
-    lane_->let_go(flight->uploaded);
     /* A device that can still do nothing well has had a failure of the program's; one
        that can't will never again. */
-    if (flight->of_device && !lane_->drain()) {
-        try {
-            std::rethrow_exception(flight->error);
-        } catch (...) {
-            throw Failure(PAML_ERR_DEVICE, "device " + device_.str() + " was lost: " +
-                                               first_line(current_message()));
+    for (Lane *lane : all) {
+        if (flight->of_device && !lane->drain()) {
+            try {
+                std::rethrow_exception(flight->error);
+            } catch (...) {
+                throw Failure(PAML_ERR_DEVICE,
+                              "device " + lane->device().str() +
+                                  " was lost: " + first_line(current_message()));
+            }
         }
     }
     if (flight->error) {

@@ -14,18 +14,30 @@
 namespace pyasyncml {
 
 /* A run that was given to an accelerator and may not have ended. Its results are made
- * already, as far as the host is concerned, and complete when `done` has passed.
+ * already, as far as the host is concerned, and complete when each leg's `done` has
+ * passed.
  *
  * Owner: who began it. Thread: the instance's worker. */
 struct Flight {
-    explicit Flight(c10::DeviceType type);
+    /* On one of the devices that it runs on. */
+    struct Leg {
+        explicit Leg(c10::DeviceType type) : done(type)
+        {
+        }
+        Mark done;
+        std::vector<at::Tensor> uploaded; /* its inputs that came from the host */
+    };
+
+    Flight();
     ~Flight();
 
-    Mark done;
-    std::vector<at::Tensor> uploaded; /* its inputs that came from the host */
+    std::vector<Leg> legs; /* in the order of the instance's lanes */
     struct paml_outputs outputs;
     std::exception_ptr error; /* of the call, or what the device said later */
     bool of_device = false;   /* the latter */
+
+    /* The exception under way is the device's. */
+    void fail_on_device();
 };
 
 /* What one worker needs to run an entry alone.
@@ -62,9 +74,18 @@ class ServedInstance {
        enqueues all that. Throws; `outputs` is empty then. */
     virtual void execute(const struct paml_run &run, struct paml_outputs *outputs) = 0;
 
+    /* Runs use this device too; call before the first run. */
+    void add_lane(c10::Device device);
+    /* Of all devices that runs use, the instance's first; none on the CPU. */
+    std::vector<Lane *> lanes() const;
+
     const c10::Device device_;
     const int threads_;          /* 0: as the thread has it */
     std::unique_ptr<Lane> lane_; /* on accelerators */
+
+  private:
+    std::vector<std::unique_ptr<Lane>> beside_; /* of other devices */
+    std::vector<c10::Stream> beside_streams_;   /* theirs that compute */
 };
 
 /* Owner: the model, from load() to unload(). Thread: any after load(). */
