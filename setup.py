@@ -62,7 +62,7 @@ def core_extension() -> Extension:
         sources=sorted(
             glob.glob("csrc/engine/*.c")
             + glob.glob("csrc/python/*.c")
-            + ["csrc/backends/echo.c"]
+            + glob.glob("csrc/backends/echo*.c")
         ),
         depends=sorted(glob.glob("csrc/**/*.h", recursive=True)),
         include_dirs=["csrc/engine", "csrc/python", "csrc/backends"],

@@ -179,7 +179,12 @@ class Steps:
 
 class EchoScript:
     def __init__(
-        self, delay: float = 0.0, busy: bool = False, delay_per_row: float = 0.0
+        self,
+        delay: float = 0.0,
+        busy: bool = False,
+        delay_per_row: float = 0.0,
+        in_flight: int = 0,
+        polled: bool = False,
     ) -> None: ...
     def poison(self, value: float | None, /) -> None: ...
     def limit(self, rows: int, /) -> None: ...
@@ -199,6 +204,7 @@ class Tensor:
     def __dlpack_device__(self) -> tuple[int, int]: ...
 
 echo_backend: CapsuleType
+echo_flights_backend: CapsuleType
 python_backend: CapsuleType
 
 def preload(path: str, /) -> None: ...

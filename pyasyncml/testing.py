@@ -112,6 +112,8 @@ async def echo(
     delay: float = 0.0,
     delay_per_row: float = 0.0,
     busy: bool = False,
+    in_flight: int = 0,
+    polled: bool = False,
     batching: Batching | None = None,
     inline_below: float = 0.0,
     queue: Queue | None = None,
@@ -122,12 +124,17 @@ async def echo(
     `delay`: seconds each run takes, slept, or burnt with `busy`, and `delay_per_row`
     more for each row. One input comes back as it is (a copy), several as a tuple; any
     structure of tensors, numbers, strings.
+
+    `in_flight`: 2 or more makes each instance one like an accelerator's, which is given
+    up to so many runs before the first has ended, and runs them one after the other on
+    a thread of its own. A run has begun, for `begun` and `seen`, when it is given to it.
+    It tells when a run has ended, or, if `polled`, has to be asked.
     """
-    script = _core.EchoScript(delay, busy, delay_per_row)
+    script = _core.EchoScript(delay, busy, delay_per_row, in_flight, polled)
     model = make_model(
         EchoModel,
         "echo",
-        _core.echo_backend,
+        _core.echo_flights_backend if in_flight > 1 else _core.echo_backend,
         script,
         name=name,
         instances=instances,
@@ -143,6 +150,8 @@ async def echo(
         delay=delay,
         delay_per_row=delay_per_row,
         busy=busy,
+        in_flight=in_flight,
+        polled=polled,
         batching=batching,
         inline_below=inline_below,
         queue=queue,

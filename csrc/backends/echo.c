@@ -152,8 +152,9 @@ paml_echo_unwatch(struct paml_echo *echo, struct paml_op *op)
     return found;
 }
 
-static int
-echo_load(const struct paml_load_spec *spec, void **program, struct paml_error *err)
+int
+paml_echo_load(const struct paml_load_spec *spec, void **program,
+               struct paml_error *err)
 {
     struct paml_echo *echo = spec->options;
 
@@ -163,14 +164,14 @@ echo_load(const struct paml_load_spec *spec, void **program, struct paml_error *
     return 0;
 }
 
-static void
-echo_unload(void *program)
+void
+paml_echo_unload(void *program)
 {
     paml_echo_unref(program);
 }
 
-static const struct paml_entry *
-echo_describe(void *program)
+const struct paml_entry *
+paml_echo_describe(void *program)
 {
     static const struct paml_entry entry = {.name = "echo", .variadic = 1};
 
@@ -178,19 +179,25 @@ echo_describe(void *program)
     return &entry;
 }
 
-static int
-echo_open(void *program, DLDevice device, int threads, void **instance,
-          struct paml_error *err)
+int
+paml_echo_check_device(DLDevice device, struct paml_error *err)
 {
     char name[64];
 
-    (void)threads;
     if (device.device_type != kDLCPU) {
         return paml_fail(err, PAML_ERR_LOAD, "device=%s: the echo backend has only cpu",
                          paml_device_name(device, name, sizeof(name)));
     }
+    return PAML_OK;
+}
+
+static int
+echo_open(void *program, DLDevice device, int threads, void **instance,
+          struct paml_error *err)
+{
+    (void)threads;
     *instance = program;
-    return 0;
+    return paml_echo_check_device(device, err);
 }
 
 static void
@@ -277,20 +284,41 @@ echo_verdict(struct paml_echo *echo, const struct paml_run *run, struct paml_err
     return PAML_OK;
 }
 
-/* Thread: worker. GIL: not held. Locks: takes the script's, waits at the gate. */
-static int
-echo_script(struct paml_echo *echo, const struct paml_run *run, struct paml_error *err)
+/* Locks: the caller holds the script's, which is let go of for a moment. */
+static void
+echo_count(struct paml_echo *echo, const struct paml_run *run)
 {
-    struct paml_op *satisfied = NULL;
-    int code;
+    struct paml_op *satisfied;
 
-    pthread_mutex_lock(&echo->lock);
     echo->seen[echo->begun++ % PAML_ECHO_SEEN] = echo_rows(run);
     if (echo->watchers != NULL) {
         satisfied = echo_satisfied(echo);
         pthread_mutex_unlock(&echo->lock);
         post_all(satisfied);
         pthread_mutex_lock(&echo->lock);
+    }
+}
+
+/* Thread: worker. GIL: not held. Locks: takes the script's. */
+void
+paml_echo_begin(struct paml_echo *echo, const struct paml_run *run)
+{
+    pthread_mutex_lock(&echo->lock);
+    echo_count(echo, run);
+    pthread_mutex_unlock(&echo->lock);
+}
+
+/* Thread: whichever runs it. GIL: not held. Locks: takes the script's, waits at the
+   gate. */
+static int
+echo_script(struct paml_echo *echo, const struct paml_run *run, bool begun,
+            struct paml_error *err)
+{
+    int code;
+
+    pthread_mutex_lock(&echo->lock);
+    if (!begun) {
+        echo_count(echo, run);
     }
     while (echo->held && echo->permits == 0) {
         pthread_cond_wait(&echo->gate, &echo->lock);
@@ -304,15 +332,16 @@ echo_script(struct paml_echo *echo, const struct paml_run *run, struct paml_erro
     return code;
 }
 
-static int
-echo_run(void *instance, struct paml_run *run, struct paml_error *err)
+/* Thread: whichever runs it. GIL: not held. Locks: as echo_script. */
+int
+paml_echo_run(struct paml_echo *echo, struct paml_run *run, bool begun,
+              struct paml_error *err)
 {
-    struct paml_echo *echo = instance;
     int64_t delay_ns = echo->delay_ns + echo->row_ns * echo_rows(run);
     int64_t until = delay_ns > 0 ? paml_now_ns() + delay_ns : 0;
     struct paml_value *values;
     uint32_t wrap = run->n_arguments != 1;
-    int code = echo_script(echo, run, err);
+    int code = echo_script(echo, run, begun, err);
 
     if (code != PAML_OK) {
         return code;
@@ -344,14 +373,20 @@ echo_run(void *instance, struct paml_run *run, struct paml_error *err)
     return PAML_OK;
 }
 
+static int
+echo_run(void *instance, struct paml_run *run, struct paml_error *err)
+{
+    return paml_echo_run(instance, run, false, err);
+}
+
 const struct paml_backend paml_echo_backend = {
     .abi_version = PAML_ABI_VERSION,
     .struct_size = sizeof(struct paml_backend),
     .name = "echo",
     .version = "1",
-    .load = echo_load,
-    .unload = echo_unload,
-    .describe = echo_describe,
+    .load = paml_echo_load,
+    .unload = paml_echo_unload,
+    .describe = paml_echo_describe,
     .open = echo_open,
     .run = echo_run,
     .close = echo_close,

@@ -23,6 +23,10 @@ struct paml_echo {
     /* Of each run, and of each of its rows; not changed after the model is made. */
     int64_t delay_ns, row_ns;
     bool busy; /* burn the delay instead of sleeping it */
+    /* Of instances of the asynchronous backend: how many runs they have in flight, and
+       whether they have to be asked for their ends. */
+    uint32_t in_flight;
+    bool polled;
 
     pthread_mutex_t lock;
     pthread_cond_t gate;
@@ -40,6 +44,8 @@ struct paml_echo {
 };
 
 extern const struct paml_backend paml_echo_backend;
+/* echo_flights.c: instances with a thread of their own in the place of a device. */
+extern const struct paml_backend paml_echo_flights_backend;
 
 struct paml_echo *paml_echo_new(int64_t delay_ns, int64_t row_ns, bool busy);
 void paml_echo_unref(struct paml_echo *echo);
@@ -55,5 +61,20 @@ void paml_echo_limit(struct paml_echo *echo, int64_t rows);
 void paml_echo_watch(struct paml_echo *echo, uint32_t runs, struct paml_op *op);
 /* Takes a watcher back. False: it was answered. */
 bool paml_echo_unwatch(struct paml_echo *echo, struct paml_op *op);
+
+/* --- what both backends are made of --- */
+
+int paml_echo_load(const struct paml_load_spec *spec, void **program,
+                   struct paml_error *err);
+void paml_echo_unload(void *program);
+const struct paml_entry *paml_echo_describe(void *program);
+/* The echo backend has no devices. PAML_OK or PAML_ERR_LOAD. */
+int paml_echo_check_device(DLDevice device, struct paml_error *err);
+/* Counts a run, and tells who waits for that. */
+void paml_echo_begin(struct paml_echo *echo, const struct paml_run *run);
+/* A run, or, of one that was `begun`, the rest: the gate, what goes wrong, the delay.
+ */
+int paml_echo_run(struct paml_echo *echo, struct paml_run *run, bool begun,
+                  struct paml_error *err);
 
 #endif

@@ -89,6 +89,19 @@ paml_queue_destroy(struct paml_queue *queue)
     sem_destroy(&queue->wake);
 }
 
+/* Rings for whoever listened for longest. False: nobody does.
+   Thread: any. Locks: those of bells. */
+static bool
+queue_ring_one(struct paml_queue *queue)
+{
+    if (atomic_load_explicit(&queue->listening, memory_order_seq_cst) > 0 &&
+        paml_bells_ring_one(&queue->bells)) {
+        atomic_fetch_sub_explicit(&queue->listening, 1, memory_order_seq_cst);
+        return true;
+    }
+    return false;
+}
+
 /* Thread: any. Locks: those of bells, where one is rung. */
 static void
 queue_wake_one(struct paml_queue *queue)
@@ -103,10 +116,7 @@ queue_wake_one(struct paml_queue *queue)
             return;
         }
     }
-    if (atomic_load_explicit(&queue->listening, memory_order_seq_cst) > 0 &&
-        paml_bells_ring_one(&queue->bells)) {
-        atomic_fetch_sub_explicit(&queue->listening, 1, memory_order_seq_cst);
-    }
+    queue_ring_one(queue);
 }
 
 /* Thread: any. Locks: as queue_wake_one. */
@@ -523,8 +533,9 @@ paml_queue_wait(struct paml_queue *queue, struct paml_patience *patience,
     patience->usual_ns += (gap - patience->usual_ns) / 4;
 }
 
-/* Whether a take would find something by now. A closed queue alone is no news: whoever
-   has runs in flight ends after them. Locks: the caller holds `lock`. */
+/* Whether a take would find something by now. That the queue is closed is no news in
+   itself: whoever has runs in flight ends after them. Locks: the caller holds `lock`.
+ */
 static bool
 queue_has_work(struct paml_queue *queue, const struct paml_batch *batch)
 {
@@ -560,8 +571,12 @@ paml_queue_listen(struct paml_queue *queue, struct paml_bell *bell,
     }
     if (paml_bells_take(&queue->bells, bell)) {
         atomic_fetch_sub_explicit(&queue->listening, 1, memory_order_seq_cst);
+    } else {
+        work = true; /* that is what it was taken off for */
     }
-    queue_await_burst(queue, bell);
+    if (work) {
+        queue_await_burst(queue, bell);
+    }
 }
 
 /* Gives a session's next op to its queue. Returns it where that is emptied.
@@ -701,14 +716,15 @@ queue_take_all(struct paml_queue *queue)
     return list;
 }
 
-/* The workers see that the queue is closed; those that listen once what they have in
-   flight has ended. Thread: any. Locks: none. */
+/* The workers see that the queue is closed. Thread: any. Locks: those of bells. */
 static void
 queue_wake_all(struct paml_queue *queue)
 {
     int sleepers = atomic_exchange_explicit(&queue->sleepers, 0, memory_order_seq_cst);
     while (sleepers-- > 0) {
         sem_post(&queue->wake);
+    }
+    while (queue_ring_one(queue)) {
     }
 }
 

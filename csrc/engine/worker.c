@@ -266,6 +266,20 @@ worker_land(struct paml_worker *worker, struct paml_flights *flights)
     worker_make_way(worker);
 }
 
+/* Begins what was taken. Where that was answered at once, nothing is up: it is like the
+   end of any batch. Thread: worker. Locks: as its answers take. */
+static void
+worker_begin(struct paml_worker *worker, struct paml_flights *flights)
+{
+    int64_t begun_ns = worker->batch.taken_ns;
+    int64_t now_ns = paml_flights_begin(flights);
+
+    if (paml_flights_up(flights) == 0) {
+        worker_ring(worker, now_ns - begun_ns, now_ns, false);
+        worker_make_way(worker);
+    }
+}
+
 /* Nothing can be begun, and nothing has landed, as far as is known: waits for either.
    Thread: worker. Locks: the queue's, the bell's. */
 static void
@@ -326,7 +340,7 @@ worker_serve_flying(struct paml_worker *worker, struct paml_flights *flights)
                             &closed);
             if (worker->batch.n > 0 || worker->batch.hopeless != NULL) {
                 closed = false;
-                paml_flights_begin(flights);
+                worker_begin(worker, flights);
                 continue;
             }
         }

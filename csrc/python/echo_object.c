@@ -33,17 +33,22 @@ static const struct request_kind watch_kind = {.remove = watch_remove,
 static PyObject *
 EchoScript_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"delay", "busy", "delay_per_row", NULL};
+    static char *names[] = {"delay",     "busy",   "delay_per_row",
+                            "in_flight", "polled", NULL};
     double delay = 0.0, per_row = 0.0;
-    int busy = 0;
+    int busy = 0, in_flight = 0, polled = 0;
     EchoScriptObj *self;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|dpd:EchoScript", names, &delay,
-                                     &busy, &per_row)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|dpdip:EchoScript", names, &delay,
+                                     &busy, &per_row, &in_flight, &polled)) {
         return NULL;
     }
     if (!(delay >= 0.0 && delay < 1e6 && per_row >= 0.0 && per_row < 1e6)) {
         PyErr_SetString(PyExc_ValueError, "delay: expected seconds, 0 or more");
+        return NULL;
+    }
+    if (in_flight < 0) {
+        PyErr_SetString(PyExc_ValueError, "in_flight: expected a count of runs");
         return NULL;
     }
     self = (EchoScriptObj *)type->tp_alloc(type, 0);
@@ -55,6 +60,8 @@ EchoScript_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
             Py_DECREF(self);
             return PyErr_NoMemory();
         }
+        self->echo->in_flight = (uint32_t)in_flight;
+        self->echo->polled = polled != 0;
     }
     return (PyObject *)self;
 }
@@ -210,18 +217,24 @@ static PyType_Spec EchoScript_spec = {
     .slots = EchoScript_slots,
 };
 
+static int
+add_backend(PyObject *module, const char *name, const struct paml_backend *backend)
+{
+    PyObject *capsule = PyCapsule_New((void *)backend, PAML_BACKEND_CAPSULE, NULL);
+    int status = capsule != NULL ? PyModule_AddObjectRef(module, name, capsule) : -1;
+
+    Py_XDECREF(capsule);
+    return status;
+}
+
 int
 paml_echo_exec(PyObject *module, struct module_state *state)
 {
-    PyObject *capsule =
-        PyCapsule_New((void *)&paml_echo_backend, PAML_BACKEND_CAPSULE, NULL);
-    int status =
-        capsule != NULL ? PyModule_AddObjectRef(module, "echo_backend", capsule) : -1;
-
-    Py_XDECREF(capsule);
     state->EchoScriptType =
         (PyTypeObject *)PyType_FromModuleAndSpec(module, &EchoScript_spec, NULL);
-    if (status < 0 || state->EchoScriptType == NULL) {
+    if (state->EchoScriptType == NULL ||
+        add_backend(module, "echo_backend", &paml_echo_backend) < 0 ||
+        add_backend(module, "echo_flights_backend", &paml_echo_flights_backend) < 0) {
         return -1;
     }
     return PyModule_AddObjectRef(module, "EchoScript",
