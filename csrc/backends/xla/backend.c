@@ -51,6 +51,33 @@ xla_run(void *instance, struct paml_run *run, struct paml_error *err)
     return paml_xla_instance_run(instance, run, err);
 }
 
+/* Runs that hand on a state are made one at a time. */
+static uint32_t
+xla_depth(void *instance)
+{
+    return ((struct paml_xla_instance *)instance)->n_runs;
+}
+
+static int
+xla_submit(void *instance, struct paml_flight *flight, struct paml_error *err)
+{
+    return paml_xla_instance_submit(instance, flight, err);
+}
+
+static int64_t
+xla_poll(void *instance, struct paml_flight *flight)
+{
+    (void)instance;
+    (void)flight;
+    return INT64_MAX; /* the latch tells */
+}
+
+static int
+xla_finish(void *instance, struct paml_flight *flight, struct paml_error *err)
+{
+    return paml_xla_instance_finish(instance, flight, err);
+}
+
 static void
 xla_close(void *instance)
 {
@@ -71,4 +98,8 @@ struct paml_backend paml_xla_backend = {
     .devices = paml_xla_devices,
     /* The plugin's own threads do the work, on the CPU too. */
     .computes = 0,
+    .depth = xla_depth,
+    .submit = xla_submit,
+    .poll = xla_poll,
+    .finish = xla_finish,
 };

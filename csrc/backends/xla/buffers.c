@@ -56,39 +56,54 @@ gather(const DLTensor *tensor, int32_t axis, const char *from, size_t item, char
     return to;
 }
 
+/* Where the part's copy belongs. NULL: memory ran out. */
+static char *
+place_of(const struct paml_xla_array *array, const struct paml_xla_part *part,
+         struct paml_xla_staging *staging)
+{
+    const bool batch = paml_xla_array_has_batch(array);
+    char *data;
+
+    /* All parts ask for all of it: what the others lie in stays where it is. */
+    data = paml_xla_staging_reserve(staging, paml_xla_array_bytes(array, part->in_all));
+    return data != NULL && batch ? data + paml_xla_array_bytes(array, part->before)
+                                 : data;
+}
+
 /* Thread: worker. Locks: none. */
 const void *
-paml_xla_rows(const struct paml_xla_array *array, const DLTensor *tensor, int64_t from,
-              int64_t rows, int64_t bucket, struct paml_xla_staging *staging)
+paml_xla_rows(const struct paml_xla_array *array, const DLTensor *tensor,
+              const struct paml_xla_part *part, struct paml_xla_staging *staging)
 {
     const bool batch = paml_xla_array_has_batch(array);
     const size_t item = paml_xla_dtype_size(array->dtype);
-    const size_t bytes = paml_xla_array_bytes(array, rows);
-    const size_t whole = paml_xla_array_bytes(array, bucket);
+    const size_t bytes = paml_xla_array_bytes(array, part->rows);
+    const size_t whole = paml_xla_array_bytes(array, part->bucket);
     const char *data = (const char *)tensor->data + tensor->byte_offset;
-    DLTensor part = *tensor;
+    DLTensor cut = *tensor;
     int64_t shape[PAML_MAX_RANK];
     char *copy;
 
     if (is_contiguous(tensor)) {
-        data += batch ? (size_t)from * paml_xla_array_bytes(array, 1) : 0;
+        data += batch ? (size_t)part->from * paml_xla_array_bytes(array, 1) : 0;
         if (bytes == whole && bytes > 0) {
             return data;
         }
-        copy = paml_xla_staging_reserve(staging, whole);
+        copy = place_of(array, part, staging);
         if (copy != NULL && bytes > 0) {
             memcpy(copy, data, bytes);
         }
     } else {
         if (batch) {
             memcpy(shape, tensor->shape, (size_t)tensor->ndim * sizeof(*shape));
-            shape[0] = rows;
-            part.shape = shape;
-            data += from * tensor->strides[0] * (int64_t)item;
+            shape[0] = part->rows;
+            cut.shape = shape;
+            data += part->from * tensor->strides[0] * (int64_t)item;
         }
-        copy = paml_xla_staging_reserve(staging, whole);
-        if (copy != NULL && bytes > 0) {
-            gather(&part, 0, data, item, copy);
+        copy = place_of(array, part, staging);
+        /* What all parts share is there since the first, which may be reading it. */
+        if (copy != NULL && bytes > 0 && (batch || part->before == 0)) {
+            gather(&cut, 0, data, item, copy);
         }
     }
     if (copy != NULL) {

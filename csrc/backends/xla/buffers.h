@@ -7,7 +7,7 @@
 
 #define PAML_XLA_ALIGNMENT 64 /* what XLA needs to use memory where it lies */
 
-/* Memory that is used again and again; grows only. Owner: an instance. */
+/* Memory that is used again and again; grows only. Owner: a run's set. */
 struct paml_xla_staging {
     void *data;
     size_t capacity;
@@ -16,11 +16,19 @@ struct paml_xla_staging {
 /* NULL: memory ran out. */
 void *paml_xla_staging_reserve(struct paml_xla_staging *staging, size_t bytes);
 
-/* Rows [from, from + rows) of an input as C-contiguous memory with room for `bucket`
-   rows, the rest of them zeros: its own memory where that will do, else a copy. Where
-   it has no batch, all of it. NULL: memory ran out. */
+/* The rows of a run that one execution computes. */
+struct paml_xla_part {
+    uint32_t program; /* which executable */
+    int64_t from, rows, bucket;
+    int64_t before; /* rows that the parts before it compute, padding included */
+    int64_t in_all; /* and all parts together */
+};
+
+/* The part's rows of an input as C-contiguous memory with room for `bucket` rows, the
+   rest of them zeros: its own memory where that will do, else a copy, in a place of its
+   own in `staging`. Where it has no batch, all of it. NULL: memory ran out. */
 const void *paml_xla_rows(const struct paml_xla_array *array, const DLTensor *tensor,
-                          int64_t from, int64_t rows, int64_t bucket,
+                          const struct paml_xla_part *part,
                           struct paml_xla_staging *staging);
 
 /* A buffer on the device. `lasts`: the memory is left alone until the buffer is

@@ -3,37 +3,61 @@
 #include <stdlib.h>
 
 static int
+allocate_run(const struct paml_xla_bundle *bundle, struct paml_xla_run *run)
+{
+    const size_t n_inputs = bundle->n_inputs + 1; /* none is not nothing */
+    const size_t n_outputs = bundle->n_state + bundle->n_outputs + 1;
+
+    paml_xla_latch_init(&run->latch);
+    run->staging = calloc(n_inputs, sizeof(*run->staging));
+    run->numbers = aligned_alloc(PAML_XLA_ALIGNMENT, n_inputs * sizeof(*run->numbers));
+    run->outputs = calloc(n_outputs, sizeof(*run->outputs));
+    return run->staging != NULL && run->numbers != NULL && run->outputs != NULL ? 0
+                                                                                : -1;
+}
+
+static void
+free_run(const struct paml_xla_bundle *bundle, struct paml_xla_run *run)
+{
+    for (uint32_t i = 0; run->staging != NULL && i < bundle->n_inputs; i++) {
+        free(run->staging[i].data);
+    }
+    paml_xla_latch_destroy(&run->latch);
+    free(run->staging);
+    free(run->numbers);
+    free(run->outputs);
+}
+
+static int
 allocate(struct paml_xla_instance *instance)
 {
     const struct paml_xla_bundle *bundle = &instance->program->bundle;
     const size_t n_inputs = bundle->n_inputs + 1; /* none is not nothing */
     const size_t n_held = bundle->n_weights + bundle->n_state + 1;
     const size_t n_results = bundle->n_state + bundle->n_outputs + 1;
-    /* At most an event for each input and each result, and one for the run. */
-    const size_t n_events = n_inputs + n_results + 1;
+    const uint32_t n_runs = bundle->n_state > 0 ? 1 : PAML_XLA_IN_FLIGHT;
 
+    paml_xla_latch_init(&instance->held);
     instance->weights = calloc(bundle->n_weights + 1, sizeof(struct pjrt_buffer *));
     instance->state = calloc(bundle->n_state + 1, sizeof(struct pjrt_buffer *));
     instance->leaves = calloc(n_inputs, sizeof(const struct paml_value *));
-    instance->staging = calloc(n_inputs, sizeof(*instance->staging));
-    instance->numbers =
-        aligned_alloc(PAML_XLA_ALIGNMENT, n_inputs * sizeof(*instance->numbers));
     instance->inputs = calloc(n_inputs, sizeof(struct pjrt_buffer *));
     instance->arguments = calloc(n_inputs + n_held, sizeof(struct pjrt_buffer *));
     instance->results = calloc(n_results, sizeof(struct pjrt_buffer *));
-    instance->outputs = calloc(n_results, sizeof(*instance->outputs));
-    instance->events = calloc(n_events, sizeof(struct pjrt_event *));
-    instance->held_events = calloc(n_held, sizeof(struct pjrt_event *));
-    paml_xla_latch_init(&instance->latch, instance->events, (uint32_t)n_events);
-    paml_xla_latch_init(&instance->held, instance->held_events, (uint32_t)n_held);
-    return instance->weights != NULL && instance->state != NULL &&
-                   instance->leaves != NULL && instance->staging != NULL &&
-                   instance->numbers != NULL && instance->inputs != NULL &&
-                   instance->arguments != NULL && instance->results != NULL &&
-                   instance->outputs != NULL && instance->events != NULL &&
-                   instance->held_events != NULL
-               ? 0
-               : -1;
+    instance->runs = calloc(n_runs, sizeof(*instance->runs));
+    if (paml_xla_latch_reserve(&instance->held, (uint32_t)n_held) < 0 ||
+        instance->weights == NULL || instance->state == NULL ||
+        instance->leaves == NULL || instance->inputs == NULL ||
+        instance->arguments == NULL || instance->results == NULL ||
+        instance->runs == NULL) {
+        return -1;
+    }
+    while (instance->n_runs < n_runs) {
+        if (allocate_run(bundle, &instance->runs[instance->n_runs++]) < 0) {
+            return -1;
+        }
+    }
+    return 0;
 }
 
 /* The arrays of one folder of the bundle to the device. `lasts`: they may be used where
@@ -121,21 +145,16 @@ paml_xla_instance_close(struct paml_xla_instance *instance)
     }
     /* The plugin may use the bundle's memory until it says that it is done. */
     paml_xla_latch_wait(&instance->held, &ignored);
-    for (uint32_t i = 0; instance->staging != NULL && i < bundle->n_inputs; i++) {
-        free(instance->staging[i].data);
+    for (uint32_t i = 0; i < instance->n_runs; i++) {
+        free_run(bundle, &instance->runs[i]);
     }
-    paml_xla_latch_destroy(&instance->latch);
     paml_xla_latch_destroy(&instance->held);
     free(instance->weights);
     free(instance->state);
     free(instance->leaves);
-    free(instance->staging);
-    free(instance->numbers);
     free(instance->inputs);
     free(instance->arguments);
     free(instance->results);
-    free(instance->outputs);
-    free(instance->events);
-    free(instance->held_events);
+    free(instance->runs);
     free(instance);
 }

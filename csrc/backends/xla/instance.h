@@ -8,24 +8,39 @@
 #include "buffers.h"
 #include "program.h"
 
+/* How many runs an instance has in flight: below what PJRT takes for a device before it
+   makes the caller wait (32). */
+#define PAML_XLA_IN_FLIGHT 8
+
+/* What one run in flight needs until its end. Used again and again.
+ *
+ * Owner: the instance. Thread: its worker, but for the latch. */
+struct paml_xla_run {
+    struct paml_xla_latch latch;
+    struct paml_xla_staging *staging;             /* one for each input */
+    unsigned char (*numbers)[PAML_XLA_ALIGNMENT]; /* inputs given as numbers */
+    struct paml_value *outputs; /* each a tensor with room for all rows */
+    int64_t rows;
+    bool begun;              /* something was executed */
+    struct paml_error error; /* what went wrong while it was begun; code: PAML_OK */
+};
+
 struct paml_xla_instance {
     const struct paml_xla_program *program;
     struct pjrt_device *device;
-    struct paml_xla_latch latch;
     struct pjrt_buffer **weights, **state; /* on the device */
     struct paml_xla_latch held;            /* what these were made from is let go of */
-    struct pjrt_event **held_events;
-    bool lost; /* the state went with a run that failed */
+    bool lost;                             /* the state went with a run that failed */
 
-    /* Of the run that is on. */
+    /* One where runs hand on a state, which makes them wait for each other. */
+    struct paml_xla_run *runs;
+    uint32_t n_runs, next_run;
+
+    /* Of the run that is being begun. */
     const struct paml_value **leaves;
-    struct paml_xla_staging *staging;             /* one for each input */
-    unsigned char (*numbers)[PAML_XLA_ALIGNMENT]; /* inputs given as numbers */
-    struct pjrt_buffer **inputs;                  /* the leaves, on the device */
+    struct pjrt_buffer **inputs;    /* the leaves, on the device */
     struct pjrt_buffer **arguments; /* weights, state, inputs: those that are kept */
     struct pjrt_buffer **results;   /* new state, outputs */
-    struct paml_value *outputs;     /* each a tensor with room for all rows */
-    struct pjrt_event **events;
 };
 
 int paml_xla_instance_open(const struct paml_xla_program *program, DLDevice device,
@@ -33,7 +48,13 @@ int paml_xla_instance_open(const struct paml_xla_program *program, DLDevice devi
 void paml_xla_instance_close(struct paml_xla_instance *instance);
 
 /* run.c. One run; without any argument, of a program with state: gives the state. */
-int paml_xla_instance_run(struct paml_xla_instance *instance, struct paml_run *run,
+int paml_xla_instance_run(struct paml_xla_instance *instance, struct paml_run *its,
                           struct paml_error *err);
+
+/* The same in flight, of a program without state: see backend.h. */
+int paml_xla_instance_submit(struct paml_xla_instance *instance,
+                             struct paml_flight *flight, struct paml_error *err);
+int paml_xla_instance_finish(struct paml_xla_instance *instance,
+                             struct paml_flight *flight, struct paml_error *err);
 
 #endif

@@ -1,16 +1,18 @@
 #include "latch.h"
 
+#include <stdlib.h>
+
 void
-paml_xla_latch_init(struct paml_xla_latch *latch, struct pjrt_event **events,
-                    uint32_t capacity)
+paml_xla_latch_init(struct paml_xla_latch *latch)
 {
     pthread_mutex_init(&latch->lock, NULL);
     pthread_cond_init(&latch->ready, NULL);
     latch->pending = 0;
     latch->code = PAML_OK;
-    latch->events = events;
+    latch->tell = NULL;
+    latch->events = NULL;
     latch->n_events = 0;
-    latch->capacity = capacity;
+    latch->capacity = 0;
 }
 
 void
@@ -21,10 +23,40 @@ paml_xla_latch_destroy(struct paml_xla_latch *latch)
     pthread_mutex_unlock(&latch->lock);
     pthread_mutex_destroy(&latch->lock);
     pthread_cond_destroy(&latch->ready);
+    free(latch->events);
+}
+
+/* Thread: the latch's owner. Locks: none. */
+int
+paml_xla_latch_reserve(struct paml_xla_latch *latch, uint32_t capacity)
+{
+    struct pjrt_event **events;
+
+    if (capacity > latch->capacity) {
+        events = realloc(latch->events, capacity * sizeof(struct pjrt_event *));
+        if (events == NULL) {
+            return -1;
+        }
+        latch->events = events;
+        latch->capacity = capacity;
+    }
+    return 0;
+}
+
+/* Locks: the caller holds the latch's: a wait that has begun returns after this. */
+static void
+tell_if_ready(struct paml_xla_latch *latch)
+{
+    void (*tell)(void *argument) = latch->tell;
+
+    if (latch->pending == 0 && tell != NULL) {
+        latch->tell = NULL;
+        tell(latch->argument);
+    }
 }
 
 /* Thread: the plugin's, or whoever adds the event. GIL: not held. Locks: takes the
-   latch's. */
+   latch's, and what `tell` takes. */
 static void
 count_down(struct pjrt_error *failed, void *argument)
 {
@@ -41,6 +73,7 @@ count_down(struct pjrt_error *failed, void *argument)
     if (--latch->pending == 0) {
         pthread_cond_signal(&latch->ready);
     }
+    tell_if_ready(latch);
     pthread_mutex_unlock(&latch->lock);
 }
 
@@ -65,6 +98,18 @@ paml_xla_latch_add(struct paml_xla_latch *latch, struct pjrt_event *event)
     if (refused != NULL) {
         count_down(refused, latch); /* it will never be called */
     }
+}
+
+/* Thread: the latch's owner. Locks: takes the latch's, and what `tell` takes. */
+void
+paml_xla_latch_tell(struct paml_xla_latch *latch, void (*tell)(void *argument),
+                    void *argument)
+{
+    pthread_mutex_lock(&latch->lock);
+    latch->tell = tell;
+    latch->argument = argument;
+    tell_if_ready(latch);
+    pthread_mutex_unlock(&latch->lock);
 }
 
 /* Thread: the latch's owner. Locks: takes the latch's. */

@@ -2,6 +2,7 @@
  *
  * Rows are taken in parts: as many as the largest bucket has, then what is left in the
  * smallest bucket that holds it, padded with zeros. The padding's results are cut off.
+ * All parts are given to the device at once; a run's latch tells when all has ended.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -9,16 +10,16 @@
 #include "bind.h"
 #include "instance.h"
 
-/* The rows of a run that one execution computes. */
-struct part {
-    uint32_t program; /* which executable */
-    int64_t from, rows, bucket;
-};
-
-static struct part
-next_part(const struct paml_xla_bundle *bundle, int64_t from, int64_t rows)
+/* The first of the rows that are left. */
+static struct paml_xla_part
+next_part(const struct paml_xla_bundle *bundle, int64_t from, int64_t rows,
+          int64_t before, int64_t in_all)
 {
-    struct part part = {.from = from, .rows = rows - from, .bucket = rows - from};
+    struct paml_xla_part part = {.from = from,
+                                 .rows = rows - from,
+                                 .bucket = rows - from,
+                                 .before = before,
+                                 .in_all = in_all};
 
     if (bundle->n_buckets > 0) {
         while (part.program + 1 < bundle->n_buckets &&
@@ -31,45 +32,46 @@ next_part(const struct paml_xla_bundle *bundle, int64_t from, int64_t rows)
     return part;
 }
 
-/* Rows that all parts together compute, padding included. */
-static int64_t
-rows_computed(const struct paml_xla_bundle *bundle, int64_t rows)
+/* How many parts there are, and the rows that all of them compute, padding included. */
+static uint32_t
+count_parts(const struct paml_xla_bundle *bundle, int64_t rows, int64_t *computed)
 {
-    int64_t computed = 0;
+    uint32_t count = 0;
 
-    for (int64_t from = 0; from < rows;) {
-        struct part part = next_part(bundle, from, rows);
-        computed += part.bucket;
+    *computed = 0;
+    for (int64_t from = 0; from < rows; count++) {
+        struct paml_xla_part part = next_part(bundle, from, rows, 0, 0);
+        *computed += part.bucket;
         from += part.rows;
     }
-    return computed;
+    return count;
 }
 
 /* --- inputs --- */
 
 static int
-send_input(struct paml_xla_instance *instance, uint32_t i, const struct part *part,
-           struct paml_error *err)
+send_input(struct paml_xla_instance *instance, struct paml_xla_run *run, uint32_t i,
+           const struct paml_xla_part *part, struct paml_error *err)
 {
     const struct paml_xla_array *array = &instance->program->bundle.inputs[i];
     const struct paml_value *leaf = instance->leaves[i];
     const void *data;
 
     if (leaf->kind == PAML_TENSOR) {
-        data = paml_xla_rows(array, &leaf->tensor, part->from, part->rows, part->bucket,
-                             &instance->staging[i]);
+        data = paml_xla_rows(array, &leaf->tensor, part, &run->staging[i]);
         if (data == NULL) {
             return paml_fail(err, PAML_ERR_MEMORY, "no memory for a padded batch");
         }
     } else {
-        data = instance->numbers[i];
-        if (paml_xla_write_number(array->dtype, leaf, instance->numbers[i], err) !=
-            PAML_OK) {
+        data = run->numbers[i];
+        if (part->before == 0 &&
+            paml_xla_write_number(array->dtype, leaf, run->numbers[i], err) !=
+                PAML_OK) {
             return err->code;
         }
     }
     return paml_xla_buffer_new(array, data, part->bucket, true, instance->device,
-                               &instance->latch, &instance->inputs[i], err);
+                               &run->latch, &instance->inputs[i], err);
 }
 
 /* What the program takes, in its order. Returns how many there are. */
@@ -100,8 +102,8 @@ list_arguments(const struct paml_xla_instance *instance)
 /* --- the run --- */
 
 static int
-execute(struct paml_xla_instance *instance, const struct part *part,
-        struct paml_error *err)
+execute(struct paml_xla_instance *instance, struct paml_xla_run *run,
+        const struct paml_xla_part *part, struct paml_error *err)
 {
     struct pjrt_execute_options options = {.struct_size = sizeof(options)};
     struct pjrt_buffer *const *arguments = instance->arguments;
@@ -122,7 +124,7 @@ execute(struct paml_xla_instance *instance, const struct part *part,
                            paml_xla_call(PJRT_LOADED_EXECUTE, &execute),
                            PAML_ERR_BACKEND, "XLA", err);
     if (code == PAML_OK) {
-        paml_xla_latch_add(&instance->latch, complete);
+        paml_xla_latch_add(&run->latch, complete);
     }
     return code;
 }
@@ -141,21 +143,21 @@ take_state(struct paml_xla_instance *instance)
 
 /* Begins to copy the outputs to where the part's rows belong. */
 static int
-fetch_outputs(struct paml_xla_instance *instance, const struct part *part,
-              int64_t before, struct paml_error *err)
+fetch_outputs(struct paml_xla_instance *instance, struct paml_xla_run *run,
+              const struct paml_xla_part *part, struct paml_error *err)
 {
     const struct paml_xla_bundle *bundle = &instance->program->bundle;
     int code = PAML_OK;
 
     for (uint32_t i = 0; i < bundle->n_outputs && code == PAML_OK; i++) {
         const struct paml_xla_array *array = &bundle->outputs[i];
-        char *to = instance->outputs[i].tensor.data;
+        char *to = run->outputs[i].tensor.data;
 
         if (paml_xla_array_has_batch(array)) {
-            to += paml_xla_array_bytes(array, before);
+            to += paml_xla_array_bytes(array, part->before);
         }
         code = paml_xla_buffer_fetch(instance->results[bundle->n_state + i], array,
-                                     part->bucket, to, &instance->latch, err);
+                                     part->bucket, to, &run->latch, err);
     }
     return code;
 }
@@ -176,54 +178,41 @@ drop_buffers(struct paml_xla_instance *instance)
     }
 }
 
-/* Runs a part; `before` rows of outputs are those of parts before it. */
+/* Gives a part to the device; waits for nothing. */
 static int
-run_part(struct paml_xla_instance *instance, const struct part *part, int64_t before,
-         struct paml_error *err)
+begin_part(struct paml_xla_instance *instance, struct paml_xla_run *run,
+           const struct paml_xla_part *part, struct paml_error *err)
 {
     const struct paml_xla_bundle *bundle = &instance->program->bundle;
-    struct paml_error late;
-    bool begun = false;
-    int code = PAML_OK, waited;
+    int code = PAML_OK;
 
     for (uint32_t i = 0; i < bundle->n_inputs && code == PAML_OK; i++) {
         if (bundle->inputs[i].kept) {
-            code = send_input(instance, i, part, err);
+            code = send_input(instance, run, i, part, err);
         }
     }
     if (code == PAML_OK) {
-        begun = true;
-        code = execute(instance, part, err);
+        run->begun = true;
+        code = execute(instance, run, part, err);
     }
     if (code == PAML_OK) {
         take_state(instance);
-        code = fetch_outputs(instance, part, before, err);
+        code = fetch_outputs(instance, run, part, err);
     }
     drop_buffers(instance);
-    /* In any case: the plugin reads the inputs and writes the outputs until then. */
-    waited = paml_xla_latch_wait(&instance->latch, &late);
-    if (code == PAML_OK && waited != PAML_OK) {
-        *err = late;
-        code = waited;
-    }
-    if (code != PAML_OK && begun && bundle->n_state > 0) {
-        instance->lost = true;
-    }
     return code;
 }
 
 /* --- outputs --- */
 
 static void
-release_outputs(struct paml_xla_instance *instance)
+release_outputs(const struct paml_xla_bundle *bundle, struct paml_xla_run *run)
 {
-    const struct paml_xla_bundle *bundle = &instance->program->bundle;
-
     for (uint32_t i = 0; i < bundle->n_state + bundle->n_outputs; i++) {
-        if (instance->outputs[i].release != NULL) {
-            instance->outputs[i].release(instance->outputs[i].owner);
+        if (run->outputs[i].release != NULL) {
+            run->outputs[i].release(run->outputs[i].owner);
         }
-        memset(&instance->outputs[i], 0, sizeof(instance->outputs[i]));
+        memset(&run->outputs[i], 0, sizeof(run->outputs[i]));
     }
 }
 
@@ -267,11 +256,11 @@ give(const struct paml_xla_node *tree, uint32_t n_nodes, struct paml_value *arra
 }
 
 static int
-make_outputs(struct paml_xla_instance *instance, const struct paml_xla_array *arrays,
+make_outputs(struct paml_xla_run *run, const struct paml_xla_array *arrays,
              uint32_t count, int64_t rows, struct paml_error *err)
 {
     for (uint32_t i = 0; i < count; i++) {
-        if (paml_xla_output_new(&arrays[i], rows, &instance->outputs[i]) < 0) {
+        if (paml_xla_output_new(&arrays[i], rows, &run->outputs[i]) < 0) {
             return paml_fail(err, PAML_ERR_MEMORY, "no memory for the outputs");
         }
     }
@@ -279,77 +268,133 @@ make_outputs(struct paml_xla_instance *instance, const struct paml_xla_array *ar
 }
 
 static int
-give_outputs(struct paml_xla_instance *instance, int64_t rows,
+give_outputs(const struct paml_xla_bundle *bundle, struct paml_xla_run *run,
              struct paml_outputs *outputs, struct paml_error *err)
 {
-    const struct paml_xla_bundle *bundle = &instance->program->bundle;
-
     for (uint32_t i = 0; i < bundle->n_outputs; i++) {
         if (paml_xla_array_has_batch(&bundle->outputs[i])) {
-            instance->outputs[i].tensor.shape[0] = rows;
+            run->outputs[i].tensor.shape[0] = run->rows;
         }
     }
-    if (give(bundle->output_tree, bundle->n_output_nodes, instance->outputs, outputs) <
-        0) {
+    if (give(bundle->output_tree, bundle->n_output_nodes, run->outputs, outputs) < 0) {
         return paml_fail(err, PAML_ERR_MEMORY, "no memory for the outputs");
     }
     return PAML_OK;
 }
 
+/* --- from its beginning to its end --- */
+
+/* Room for a run's outputs and events. */
 static int
-run_program(struct paml_xla_instance *instance, struct paml_run *run,
-            struct paml_error *err)
+prepare(const struct paml_xla_bundle *bundle, struct paml_xla_run *run,
+        uint32_t n_parts, int64_t computed, struct paml_error *err)
+{
+    /* At most an event for each input and each output, and one for the execution. */
+    const uint32_t n_events = bundle->n_inputs + bundle->n_outputs + 1;
+
+    if (paml_xla_latch_reserve(&run->latch, n_parts * n_events) < 0) {
+        return paml_fail(err, PAML_ERR_MEMORY, "no memory for the run");
+    }
+    return make_outputs(run, bundle->outputs, bundle->n_outputs, computed, err);
+}
+
+/* A code: nothing was begun. What goes wrong later is for end_run() to tell, since some
+   of it is on by then. */
+static int
+begin_run(struct paml_xla_instance *instance, struct paml_xla_run *run,
+          const struct paml_run *its, struct paml_error *err)
 {
     const struct paml_xla_bundle *bundle = &instance->program->bundle;
-    int64_t rows, before = 0;
+    int64_t computed, before = 0;
+    uint32_t n_parts;
     int code;
 
-    code = paml_xla_bind(bundle, run, instance->leaves, &rows, err);
-    if (code == PAML_OK) {
-        code = make_outputs(instance, bundle->outputs, bundle->n_outputs,
-                            rows_computed(bundle, rows), err);
+    run->begun = false;
+    run->error.code = PAML_OK;
+    code = paml_xla_bind(bundle, its, instance->leaves, &run->rows, err);
+    if (code != PAML_OK) {
+        return code;
     }
-    for (int64_t from = 0; from < rows && code == PAML_OK;) {
-        struct part part = next_part(bundle, from, rows);
+    n_parts = count_parts(bundle, run->rows, &computed);
+    code = prepare(bundle, run, n_parts, computed, err);
+    if (code != PAML_OK) {
+        release_outputs(bundle, run);
+        return code;
+    }
+    for (int64_t from = 0; from < run->rows && run->error.code == PAML_OK;) {
+        struct paml_xla_part part =
+            next_part(bundle, from, run->rows, before, computed);
 
-        code = run_part(instance, &part, before, err);
+        begin_part(instance, run, &part, &run->error);
         before += part.bucket;
         from += part.rows;
     }
-    return code == PAML_OK ? give_outputs(instance, rows, run->outputs, err) : code;
+    return PAML_OK;
+}
+
+/* Waits for the run, also for one that went wrong: the plugin reads the inputs and
+   writes the outputs until then. */
+static int
+end_run(struct paml_xla_instance *instance, struct paml_xla_run *run,
+        struct paml_outputs *outputs, struct paml_error *err)
+{
+    const struct paml_xla_bundle *bundle = &instance->program->bundle;
+    int code = paml_xla_latch_wait(&run->latch, err);
+
+    if (run->error.code != PAML_OK) {
+        *err = run->error;
+        code = err->code;
+    }
+    if (code != PAML_OK && run->begun && bundle->n_state > 0) {
+        instance->lost = true;
+    }
+    if (code == PAML_OK) {
+        code = give_outputs(bundle, run, outputs, err);
+    }
+    if (code != PAML_OK) {
+        release_outputs(bundle, run);
+    }
+    return code;
 }
 
 static int
-read_state(struct paml_xla_instance *instance, struct paml_run *run,
-           struct paml_error *err)
+read_state(struct paml_xla_instance *instance, struct paml_xla_run *run,
+           struct paml_outputs *outputs, struct paml_error *err)
 {
     const struct paml_xla_bundle *bundle = &instance->program->bundle;
     struct paml_error late;
     int code, waited;
 
-    code = make_outputs(instance, bundle->state, bundle->n_state, 0, err);
+    if (paml_xla_latch_reserve(&run->latch, bundle->n_state) < 0) {
+        return paml_fail(err, PAML_ERR_MEMORY, "no memory for the run");
+    }
+    code = make_outputs(run, bundle->state, bundle->n_state, 0, err);
     for (uint32_t i = 0; i < bundle->n_state && code == PAML_OK; i++) {
         code = paml_xla_buffer_fetch(instance->state[i], &bundle->state[i], 0,
-                                     instance->outputs[i].tensor.data, &instance->latch,
-                                     err);
+                                     run->outputs[i].tensor.data, &run->latch, err);
     }
-    waited = paml_xla_latch_wait(&instance->latch, &late);
+    waited = paml_xla_latch_wait(&run->latch, &late);
     if (code == PAML_OK && waited != PAML_OK) {
         *err = late;
         code = waited;
     }
-    if (code == PAML_OK && give(bundle->state_tree, bundle->n_state_nodes,
-                                instance->outputs, run->outputs) < 0) {
+    if (code == PAML_OK &&
+        give(bundle->state_tree, bundle->n_state_nodes, run->outputs, outputs) < 0) {
         code = paml_fail(err, PAML_ERR_MEMORY, "no memory for the state");
+    }
+    if (code != PAML_OK) {
+        release_outputs(bundle, run);
     }
     return code;
 }
 
 /* Thread: worker. GIL: not held. Locks: the latch's. */
 int
-paml_xla_instance_run(struct paml_xla_instance *instance, struct paml_run *run,
+paml_xla_instance_run(struct paml_xla_instance *instance, struct paml_run *its,
                       struct paml_error *err)
 {
+    const struct paml_xla_bundle *bundle = &instance->program->bundle;
+    struct paml_xla_run *run = &instance->runs[0]; /* none is in flight */
     int code;
 
     if (instance->lost) {
@@ -357,14 +402,44 @@ paml_xla_instance_run(struct paml_xla_instance *instance, struct paml_run *run,
                          "the state was lost in a run that failed: load the bundle "
                          "again");
     }
-    if (run->n_arguments == 0 && instance->program->bundle.n_state > 0 &&
-        instance->program->bundle.n_arguments > 0) {
-        code = read_state(instance, run, err);
-    } else {
-        code = run_program(instance, run, err);
+    if (its->n_arguments == 0 && bundle->n_state > 0 && bundle->n_arguments > 0) {
+        return read_state(instance, run, its->outputs, err);
     }
-    if (code != PAML_OK) {
-        release_outputs(instance);
+    code = begin_run(instance, run, its, err);
+    return code == PAML_OK ? end_run(instance, run, its->outputs, err) : code;
+}
+
+/* --- in flight --- */
+
+/* Thread: whichever finds out. GIL: not held. Locks: the caller holds the latch's. */
+static void
+tell_flight(void *argument)
+{
+    struct paml_flight *flight = argument;
+
+    flight->ready(flight);
+}
+
+/* Thread: worker. GIL: not held. Locks: the latch's. */
+int
+paml_xla_instance_submit(struct paml_xla_instance *instance, struct paml_flight *flight,
+                         struct paml_error *err)
+{
+    struct paml_xla_run *run = &instance->runs[instance->next_run];
+    int code = begin_run(instance, run, &flight->run, err);
+
+    if (code == PAML_OK) {
+        instance->next_run = (instance->next_run + 1) % instance->n_runs;
+        flight->ticket = run;
+        paml_xla_latch_tell(&run->latch, tell_flight, flight);
     }
     return code;
+}
+
+/* Thread: worker. GIL: not held. Locks: the latch's. */
+int
+paml_xla_instance_finish(struct paml_xla_instance *instance, struct paml_flight *flight,
+                         struct paml_error *err)
+{
+    return end_run(instance, flight->ticket, flight->run.outputs, err);
 }
