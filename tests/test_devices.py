@@ -235,6 +235,58 @@ def test_devices_are_fed_while_somebody_holds_the_gil(accelerators):
     assert min(fed) > 100, fed
 
 
+# --- two runs in flight ---
+
+
+def test_the_inputs_of_the_next_run_are_copied_while_the_last_one_computes(
+    accelerators,
+):
+    module = net()
+
+    async def main():
+        async with load(module, ZERO) as model:
+            accelerators[0].reset()
+            with accelerator.timeline() as spans:
+                with accelerators[0].gate(KERNEL):
+                    asked = [model.infer(rows(3, seed)) for seed in range(3)]
+                    await until(lambda: accelerators[0].counters().to_device == 2)
+                    await until(accelerator.is_quiet)
+                    assert model.stats().waiting == 1
+                for seed, future in enumerate(asked):
+                    close(await future, on_cpu(module, rows(3, seed)))
+            kernel = next(span for span in spans if span.kind == KERNEL)
+            copies = [span for span in spans if span.kind == TO_DEVICE]
+            assert copies[1].end <= kernel.begin
+
+    asyncio.run(main())
+
+
+def test_a_session_has_one_run_in_flight_beside_those_of_others(accelerators):
+    class Adder(torch.nn.Module):
+        def forward(self, x, total):
+            return total + x, total + x
+
+    example = (torch.zeros(2, 1), torch.zeros(2, 1))
+
+    async def main():
+        loading = ml.load(Adder(), inputs=example, device=ZERO)
+        async with loading as model:
+            streams = [model.session(total=np.zeros((1, 1), np.float32)) for _ in "abc"]
+            one = np.ones((1, 1), np.float32)
+            accelerators[0].reset()
+            with accelerators[0].gate(KERNEL):
+                sums = [[s.infer(one * (i + 1)) for i in range(20)] for s in streams]
+                # Of two of them, each with its state.
+                await until(lambda: accelerators[0].counters().to_device == 4)
+            for futures in sums:
+                for i, future in enumerate(futures):
+                    assert (await future).item() == (i + 1) * (i + 2) / 2
+            for stream in streams:
+                stream.close()
+
+    asyncio.run(main())
+
+
 # --- failures ---
 
 

@@ -314,6 +314,65 @@ def test_a_model_goes_on_after_refusals(run, tmp_path):
     np.testing.assert_array_equal(serve(run, path, body), np.full((20, 2), 2))
 
 
+# --- runs in flight ---
+
+
+def slow(x):
+    """A few tens of milliseconds."""
+
+    def turn(_, a):
+        return jnp.tanh(a @ a * 0.01)
+
+    return jax.lax.fori_loop(0, 40, turn, jnp.full((300, 300), x)).sum()
+
+
+def test_several_runs_are_in_flight_and_close_waits_for_them(run, tmp_path):
+    path = str(tmp_path / "slow")
+    export.jax(slow, (jax.ShapeDtypeStruct((), jnp.float32),), path, None)
+
+    async def body(model):
+        await model.infer(0.5)
+        waiting = []
+        futures = [model.infer(n / 20) for n in range(20)]
+        while not futures[0].done():
+            waiting.append(model.stats().waiting)
+            await asyncio.sleep(0)
+        closing = model.close(drain=False)
+        found = await asyncio.gather(*futures, return_exceptions=True)
+        await closing
+        return waiting, found
+
+    waiting, found = serve(run, path, body)
+    # Eight were given to the device before anybody heard of the first's end.
+    assert min(waiting) <= 12
+    served = [y for y in found if not isinstance(y, ml.ModelClosed)]
+    assert 8 <= len(served) < 20
+    fn = jax.jit(slow)
+    for n, y in enumerate(served):
+        np.testing.assert_array_equal(y, fn(np.float32(n / 20)))
+
+
+def test_runs_in_flight_keep_what_they_read_and_write_apart(run, mlp_path, layers):
+    """Padded, in several parts, strided, and numbers of rows that no program has."""
+    rng = np.random.default_rng(0)
+    xs = []
+    for n in range(300):
+        x = rows(1 + n % 21, seed=n)
+        xs.append(x if n % 3 else np.asfortranarray(x))
+
+    async def body(model):
+        futures = []
+        for x in xs:
+            futures.append(model.infer(x))
+            if rng.random() < 0.1:
+                await asyncio.sleep(0)
+        return await asyncio.gather(*futures)
+
+    fn = jax.jit(mlp)
+    for x, y in zip(xs, serve(run, mlp_path, body), strict=True):
+        np.testing.assert_allclose(y, fn(layers, x), rtol=1e-5, atol=1e-6)
+
+
 # --- devices ---
 
 

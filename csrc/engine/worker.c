@@ -325,14 +325,14 @@ worker_serve_flying(struct paml_worker *worker, struct paml_flights *flights)
     bool closed = false;
 
     while (!closed || paml_flights_up(flights) > 0) {
+        if (paml_flights_have_landed(flights)) {
+            worker_land(worker, flights);
+        }
         if (atomic_load_explicit(&worker->lost, memory_order_relaxed)) {
             paml_flights_land_all(flights);
             if (worker_retires(worker)) {
                 break;
             }
-        }
-        if (paml_flights_have_landed(flights)) {
-            worker_land(worker, flights);
         }
         if (paml_flights_have_room(flights)) {
             worker_take_tokens(worker);
