@@ -79,7 +79,10 @@ def test_process_exits_with_busy_runs_in_flight_fifty_times():
 
 @pytest.mark.parametrize(
     "how",
-    ["drained", "call", "loading", "reloading", "exits", "keeps", "never_closed"],
+    [
+        *("flying", "drained", "call", "loading", "reloading"),
+        *("exits", "keeps", "never_closed"),
+    ],
 )
 def test_process_exits_whatever_is_in_flight(how):
     for _ in range(3):

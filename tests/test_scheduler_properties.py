@@ -4,7 +4,8 @@ A machine makes up histories: requests of several rows, shapes, priorities, dead
 cancelled, failed, poisoned, short of memory, past the queue's bound. The only instance
 is held inside each run until the history lets it go, so what runs next, and together,
 is known exactly: the rows of every run, every answer and every counter must be what
-`Scheduler` says. Nothing depends on time.
+`Scheduler` says. Nothing depends on time. It has one run at a time, or several in
+flight, of which the oldest is held.
 
 PYASYNCML_HISTORIES=5000 tries that many instead of the few hundred that always are the
 same.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,6 +66,26 @@ class Request:
 Slice = tuple[Request, int, int]
 
 
+def rows_of(slices: list[Slice]) -> int:
+    return sum(to - at for _, at, to in slices)
+
+
+@dataclass(eq=False)
+class Flight:
+    slices: list[Slice]
+    company: bool  # another was up with it
+    error: str | None = None
+
+    @property
+    def rows(self) -> int:
+        return rows_of(self.slices)
+
+
+#: What is held (None: nothing), and whether what is submitted now begins at once. Sent
+#: back: whether the run was let go.
+Work = Generator[tuple[list[Slice] | None, bool], bool, None]
+
+
 @dataclass
 class Cap:
     """How many rows fit into memory, as far as is known."""
@@ -99,6 +120,7 @@ class Scheduler:
     taken: int = 0
     seen: list[int] = field(default_factory=list)  # the rows of each run
     caps: dict[int | None, Cap] = field(default_factory=dict)
+    verdicts: int = 0  # runs that have got through the gate
     count: Counter[str] = field(default_factory=Counter)
     releases: Counter[str] = field(default_factory=Counter)
     # What goes wrong.
@@ -193,62 +215,124 @@ class Scheduler:
 
     # The worker: it stops at each run, and goes on when that is let go.
 
-    def work(self) -> Generator[list[Slice] | None, None, None]:
+    def work(self) -> Work:
         while True:
             if not self.admitted:
-                yield None
+                yield None, True
                 continue
-            batch = self.take()
-            first = batch[0]
-            if len(batch) == 1 and first.rows > self.rows_of_a_run(first.group):
-                at = 0
-                while at < first.rows:
-                    to = min(at + self.rows_of_a_run(first.group), first.rows)
-                    yield from self.run([(first, at, to)])
-                    at = to
-            else:
-                yield from self.run([(request, 0, request.rows) for request in batch])
+            yield from self.serve(self.slices(self.take()))
 
-    def run(self, slices: list[Slice]) -> Generator[list[Slice] | None, None, None]:
+    def slices(self, batch: list[Request]) -> list[Slice]:
+        return [(request, 0, request.rows) for request in batch]
+
+    def serve(self, slices: list[Slice]) -> Work:
+        first = slices[0][0]
+        if len(slices) == 1 and first.rows > self.rows_of_a_run(first.group):
+            at = 0
+            while at < first.rows:
+                to = min(at + self.rows_of_a_run(first.group), first.rows)
+                yield from self.run([(first, at, to)])
+                at = to
+        else:
+            yield from self.run(slices)
+
+    # The same with runs in flight.
+
+    def fly(self, depth: int) -> Work:
+        up: deque[Flight] = deque()
+        while True:
+            while len(up) < depth and self.admitted:
+                flight = Flight(self.slices(self.take()), bool(up))
+                if flight.rows > self.rows_of_a_run(flight.slices[0][0].group):
+                    yield from self.land_all(up)
+                    yield from self.serve(flight.slices)
+                    continue
+                if up:
+                    up[0].company = True
+                up.append(flight)
+                self.seen.append(flight.rows)
+            if (yield (up[0].slices if up else None), len(up) < depth):
+                flight = up.popleft()
+                if self.land(flight):
+                    yield from self.land_all(up, flight)
+
+    def land_all(self, up: deque[Flight], *failed: Flight) -> Work:
+        """They land in order; then what has failed is run again, in order."""
+        again = list(failed)
+        while up:
+            yield up[0].slices, False
+            flight = up.popleft()
+            if self.land(flight):
+                again.append(flight)
+        for flight in again:
+            if flight.rows == 1:
+                yield from self.run(flight.slices)
+            else:
+                yield from self.run_again(flight.slices, flight.error)
+
+    def land(self, flight: Flight) -> bool:
+        """Whether it is to be run again."""
+        flight.error = error = self.end_run(flight.slices)
+        if error is None:
+            return False
+        lacks = error == "memory" and (flight.rows > 1 or flight.company)
+        if lacks or len(flight.slices) > 1:
+            return True
+        self.fail(flight.slices[0][0], error)
+        return False
+
+    # One run.
+
+    def run(self, slices: list[Slice]) -> Work:
         for request, _, _ in slices:
             if request.given_up and request.state == "running":
                 self.answer(request, "cancelled")
         slices = [part for part in slices if part[0].state == "running"]
         if not slices:
             return
-        rows = sum(to - at for _, at, to in slices)
+        rows = rows_of(slices)
         most = self.rows_of_a_run(slices[0][0].group)
         if rows > most:
             half = -(-rows // most) // 2 * most
             yield from self.halves(self.split(slices, half))
             return
         self.seen.append(rows)
-        yield slices
+        yield slices, False
+        error = self.end_run(slices)
+        if error is not None:
+            yield from self.run_again(slices, error)
+
+    def end_run(self, slices: list[Slice]) -> str | None:
+        rows = rows_of(slices)
         self.count["runs"] += 1
         self.count["rows"] += rows
         self.count["requests"] += len(slices)
         error = self.verdict(slices, rows)
-        cap = self.caps.setdefault(slices[0][0].group, Cap())
         if error is None:
-            cap.served(rows)
+            self.caps.setdefault(slices[0][0].group, Cap()).served(rows)
             for request, at, to in slices:
                 request.rows_done += to - at
                 if request.rows_done == request.rows:
                     self.count["completed"] += 1
                     self.answer(request, "served")
-        elif error == "memory" and rows > 1:
-            cap.failed(rows)
+        return error
+
+    def run_again(self, slices: list[Slice], error: str) -> Work:
+        rows = rows_of(slices)
+        if error == "memory" and rows > 1:
+            self.caps.setdefault(slices[0][0].group, Cap()).failed(rows)
             yield from self.halves(self.split(slices, rows // 2))
         elif len(slices) > 1:
             middle = len(slices) // 2
             yield from self.halves((slices[:middle], slices[middle:]))
         else:
-            self.count["failed"] += 1
-            self.answer(slices[0][0], error)
+            self.fail(slices[0][0], error)
 
-    def halves(
-        self, parts: tuple[list[Slice], list[Slice]]
-    ) -> Generator[list[Slice] | None, None, None]:
+    def fail(self, request: Request, error: str) -> None:
+        self.count["failed"] += 1
+        self.answer(request, error)
+
+    def halves(self, parts: tuple[list[Slice], list[Slice]]) -> Work:
         for part in parts:
             yield from self.run(part)
 
@@ -264,6 +348,7 @@ class Scheduler:
         return first, second
 
     def verdict(self, slices: list[Slice], rows: int) -> str | None:
+        self.verdicts += 1
         if self.failures > 0:
             self.failures -= 1
             return "memory" if self.memory else "scripted"
@@ -318,12 +403,24 @@ class Histories(RuleBasedStateMachine):
         bound=st.sampled_from([6, 1, 20, WIDE]),
         when_full=st.sampled_from(["wait", "reject", "drop_lowest"]),
         drain=st.booleans(),
+        in_flight=st.sampled_from([0, 0, 2, 3]),
+        polled=st.booleans(),
     )
-    def begin(self, max_rows: int, bound: int, when_full: Any, drain: bool) -> None:
+    def begin(
+        self,
+        max_rows: int,
+        bound: int,
+        when_full: Any,
+        drain: bool,
+        in_flight: int,
+        polled: bool,
+    ) -> None:
         self.drain = drain
         self.expected = Scheduler(max_rows, bound, when_full)
-        self.worker = self.expected.work()
-        self.running = next(self.worker)
+        self.worker = (
+            self.expected.fly(in_flight) if in_flight else self.expected.work()
+        )
+        self.running, self.takes = next(self.worker)
         self.in_step = True  # the worker is where `running` says
         # Each with its input and its future; `asked` has those still to be checked.
         self.asked: list[tuple[Request, Any, Any]] = []
@@ -334,6 +431,8 @@ class Histories(RuleBasedStateMachine):
                 batching=ml.Batching(max_rows),
                 queue=ml.Queue(bound, when_full=when_full),
                 delay=25e-6,  # so that the cost of every run is noted
+                in_flight=in_flight,
+                polled=polled,
             )
         )
         self.model.hold()
@@ -370,8 +469,8 @@ class Histories(RuleBasedStateMachine):
             self.expected.answer(request, "expired")
             return
         self.expected.submit(request)
-        if self.running is None and request.state == "waiting":
-            await self.go_on()
+        if self.takes and request.state == "waiting":
+            await self.go_on(released=False)
 
     @rule(which=st.lists(st.integers(0, 30), min_size=1, max_size=6))
     def cancel(self, which: list[int]) -> None:
@@ -397,8 +496,7 @@ class Histories(RuleBasedStateMachine):
         async def main() -> None:
             for _ in range(times):
                 if self.running:
-                    self.model.release(1)
-                    await self.go_on()
+                    await self.let_go()
 
         self.wait(main())
         self.check()
@@ -415,8 +513,7 @@ class Histories(RuleBasedStateMachine):
                     await self.ask_one(None, 1, 5, None)
                 for _ in range(4):
                     if self.running:
-                        self.model.release(1)
-                        await self.go_on()
+                        await self.let_go()
 
         self.wait(main())
         self.check()
@@ -438,23 +535,31 @@ class Histories(RuleBasedStateMachine):
             expected.failures, expected.memory = number, what == "memory"
             self.model.fail(number, memory=expected.memory)
 
-    async def go_on(self) -> None:
-        """The run that was let go ends, or the instance was idle: what begins next?"""
-        before = self.running
-        self.running = next(self.worker)
-        if self.running:
+    async def let_go(self) -> None:
+        self.model.release(1)
+        await self.go_on(released=True)
+
+    async def go_on(self, *, released: bool) -> None:
+        """The run that was let go ends, or there is room for another: what begins?"""
+        before, begun = self.running, len(self.expected.seen)
+        self.running, self.takes = self.worker.send(released)
+        if len(self.expected.seen) > begun:
             # Answers of the last run are delivered before this.
             await self.model.begun(len(self.expected.seen))
             self.in_step = True
-        elif before:
-            ran = {request for request, _, _ in before}
+        elif released:
+            assert before
+            ran = {request for request, _, _ in before if request.state == "done"}
             futures = [f for r, _, f in self.asked if r in ran and not f.cancelled()]
             if futures:
                 await asyncio.wait(futures)
-            else:  # nobody is told, and what is spoilt next isn't for this run
-                while self.model._script.seen()[1] < len(self.expected.seen):
-                    await asyncio.sleep(0)
             self.in_step = bool(futures)
+        # What comes next isn't part of what was taken; what is spoilt isn't for this run.
+        taken = sum(self.expected.releases.values())
+        while sum(self.model.stats().releases.values()) < taken:
+            await asyncio.sleep(0)
+        while self.model._script.seen()[1] < self.expected.verdicts:
+            await asyncio.sleep(0)
 
     # What must hold.
 
@@ -504,9 +609,9 @@ class Histories(RuleBasedStateMachine):
             self.expected.close(drain=self.drain)
             closing = asyncio.ensure_future(self.model.close(drain=self.drain))
             await asyncio.sleep(0)
-            self.model.release()
             while self.running:
-                self.running = next(self.worker)
+                await self.let_go()
+            self.model.release()
             await closing
             with pytest.raises(ml.ModelClosed):
                 self.model.infer(1)

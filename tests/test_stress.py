@@ -165,6 +165,7 @@ def test_every_request_settles_exactly_once_unless_its_loop_is_gone(capsys):
         models.append(await echo(instances=2))
         models.append(await echo(queue=queue))
         models.append(await echo(instances=2, delay=1e-5, busy=True))
+        models.append(await echo(instances=2, in_flight=4))
 
     async def close_models():
         for model in models:
@@ -186,7 +187,10 @@ def test_every_request_settles_exactly_once_unless_its_loop_is_gone(capsys):
     for model in models:
         stats = model.stats()
         assert (stats.waiting, stats.waiting_bytes, stats.running) == (0, 0, 0)
-        assert model.runs == stats.completed + stats.failed
+        if model is models[-1]:  # what lacked memory beside others ran again, alone
+            assert model.runs >= stats.completed + stats.failed
+        else:
+            assert model.runs == stats.completed + stats.failed
     with capsys.disabled():
         if REQUESTS >= 1_000_000:
             print(f"\n{dict(seen)}, {growth:.1f} MB more at the end")

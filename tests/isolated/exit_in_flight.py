@@ -17,6 +17,14 @@ async def busy():
     await model.begun(2)
 
 
+async def flying():
+    """Each instance has three runs in flight, four requests wait."""
+    model = await echo(instances=2, in_flight=3, delay=0.05)
+    for n in range(10):
+        model.infer(n)
+    await model.begun(6)
+
+
 async def drained():
     """The model is being closed, and serves what it accepted."""
     model = await echo(delay=0.02)
