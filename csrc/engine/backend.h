@@ -124,8 +124,8 @@ struct paml_backend {
        take them from the process's budget (budget.h). 0: they mostly wait. */
     uint32_t computes;
 
-    /* NULL: a run can't be stopped. `on`: the run that this instance is in, or about to
-       be in, is to end as soon as it can, whichever way; nobody wants what it gives.
+    /* NULL: a run() can't be stopped. (What is in flight never is.) `on`: the run that
+       this instance is in, or about to be in, is to end as soon as it can, whichever way; nobody wants what it gives.
        Any thread, during runs only; must not wait. Not `on`: runs are to run again; on
        the instance's thread, between two runs, after each stop. */
     void (*stop)(void *instance, int on);
