@@ -125,9 +125,10 @@ struct paml_backend {
     uint32_t computes;
 
     /* NULL: a run() can't be stopped. (What is in flight never is.) `on`: the run that
-       this instance is in, or about to be in, is to end as soon as it can, whichever way; nobody wants what it gives.
-       Any thread, during runs only; must not wait. Not `on`: runs are to run again; on
-       the instance's thread, between two runs, after each stop. */
+       this instance is in, or about to be in, is to end as soon as it can, whichever
+       way; nobody wants what it gives. Any thread, during runs only; must not wait. Not
+       `on`: runs are to run again; on the instance's thread, between two runs, after
+       each stop. */
     void (*stop)(void *instance, int on);
 
     /* Asynchronous instances: all four of these, or none. */
