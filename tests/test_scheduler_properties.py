@@ -240,6 +240,7 @@ class Scheduler:
 
     def fly(self, depth: int) -> Work:
         up: deque[Flight] = deque()
+        depth = min(depth, 2) if self.max_rows > 1 else depth
         while True:
             while len(up) < depth and self.admitted:
                 flight = Flight(self.slices(self.take()), bool(up))

@@ -65,11 +65,13 @@ struct paml_flights *
 paml_flights_new(struct paml_worker *worker, void *instance, struct paml_error *error)
 {
     const struct paml_backend *backend = worker->model->backend;
+    const uint32_t most =
+        worker->model->batching.max_rows > 1 ? PAML_DEPTH_OF_BATCHES : PAML_DEPTH_MOST;
     struct paml_flights *flights;
     uint32_t depth;
 
     depth = paml_backend_is_asynchronous(backend) ? backend->depth(instance) : 0;
-    depth = depth < PAML_DEPTH_MOST ? depth : PAML_DEPTH_MOST;
+    depth = depth < most ? depth : most;
     if (depth < 2) {
         return NULL;
     }

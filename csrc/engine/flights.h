@@ -25,8 +25,12 @@
 
 struct paml_flights;
 
-/* At most so many are up at a time, whatever an instance says. */
+/* At most so many are up at a time, whatever an instance says. Where requests share
+ * runs that is one to compute and one to be next: what comes meanwhile had better share
+ * a run than take the device's time in many small ones.
+ */
 #define PAML_DEPTH_MOST 64
+#define PAML_DEPTH_OF_BATCHES 2
 
 /* NULL: no memory, or the instance runs one at a time (depth below 2). */
 struct paml_flights *paml_flights_new(struct paml_worker *worker, void *instance,
