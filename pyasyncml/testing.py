@@ -127,8 +127,9 @@ async def echo(
 
     `in_flight`: 2 or more makes each instance one like an accelerator's, which is given
     up to so many runs (two with `batching`) before the first has ended, and runs them
-    one after the other on a thread of its own. A run has begun, for `begun` and `seen`, when it is given to it.
-    It tells when a run has ended, or, if `polled`, has to be asked.
+    one after the other on a thread of its own. A run has begun, for `begun` and `seen`,
+    when it is given to it. It tells when a run has ended, or, if `polled`, has to be
+    asked.
     """
     script = _core.EchoScript(delay, busy, delay_per_row, in_flight, polled)
     model = make_model(

@@ -555,7 +555,8 @@ class Histories(RuleBasedStateMachine):
             if futures:
                 await asyncio.wait(futures)
             self.in_step = bool(futures)
-        # What comes next isn't part of what was taken; what is spoilt isn't for this run.
+        # What comes next isn't part of what was taken; what is spoilt next isn't for
+        # this run.
         taken = sum(self.expected.releases.values())
         while sum(self.model.stats().releases.values()) < taken:
             await asyncio.sleep(0)
