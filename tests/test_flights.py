@@ -281,11 +281,12 @@ def test_what_a_run_costs_is_learned_without_the_time_behind_others(run, flying)
 
     async def main():
         async with await flying(4, delay=0.02) as model:
+            begun = time.monotonic()
             await asyncio.gather(*(model.infer(n) for n in range(12)))
             stats = model.stats()
-            assert stats.run_p50 < 0.04
+            assert stats.run_p50 < 0.06
             # A device that is one was busy no longer than there was time.
-            assert 0.2 < stats.busy[0] < 1.0
+            assert 0.2 < stats.busy[0] < time.monotonic() - begun
 
     run(main)
 
