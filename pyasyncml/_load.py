@@ -6,13 +6,13 @@ import functools
 import os
 import sys
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from . import _files
 from ._call import call
-from .backends import Devices, load_backend, parse_devices
+from .backends import Devices, load_backend, parse_devices, parse_options
 from .backends.tensorflow import SharedProgram
 from .batching import Batching
 from .errors import LoadError
@@ -80,6 +80,7 @@ def load(
     inline_below: float = 0.0,
     warmup: bool = True,
     backend: str | None = None,
+    options: Mapping[str, Any] | None = None,
     sha256: str | None = None,
     name: str | None = None,
 ) -> Loading:
@@ -113,14 +114,23 @@ def load(
     model idle, and whose kind has been taking less than this lately, runs at once in
     the caller, whose loop it blocks for that long; 0, the default: none does.
     `backend`: "torch", "onnx", "tensorflow" or "python", where the content doesn't
-    tell. `sha256`: the file's checksum in hex (of a folder, that of the list that
-    sha256sum makes of its files in order); without it, a file of the same name with
-    ".sha256" added is looked for. `name`: what errors and stats call it.
+    tell. `options`: the backend's own, by name. Of ONNX models: "providers", a sequence
+    of execution providers' names or (name, {option: value}) pairs, and the session
+    options "graph_optimization_level" ("disable", "basic", "extended", "all"),
+    "enable_mem_pattern", "enable_cpu_mem_arena" (bools), "optimized_model_filepath" (a
+    path) and "config" (a mapping of entries, str to str), as onnxruntime has them; and
+    "outputs", the names of those to compute and hand out, in that order. The other
+    backends have none.
+    `sha256`: the file's checksum in hex (of a folder, that of the list that sha256sum
+    makes of its files in order); without it, a file of the same name with ".sha256"
+    added is looked for. `name`: what errors and stats call it.
 
     A model file is code: load only what you would run.
 
-    Raises `TypeError` and `ValueError` for wrong arguments at the call, and `LoadError`
-    in the awaiting task for everything about the file, the framework or the device.
+    Raises `TypeError` and `ValueError` for wrong arguments at the call (for `options`,
+    where a file's content must tell the backend first, in the awaiting task), and
+    `LoadError` in the awaiting task for everything about the file, the framework or the
+    device.
     """
     for what, value in (("instances", instances), ("threads", threads)):
         if not isinstance(value, int) or isinstance(value, bool):
@@ -135,6 +145,8 @@ def load(
         )
     if batching is not None and not isinstance(batching, Batching):
         raise TypeError(f"batching: expected a Batching, got {type(batching).__name__}")
+    if options is not None and not isinstance(options, Mapping):
+        raise TypeError(f"options: expected a mapping, got {type(options).__name__}")
     devices = parse_devices(device)
     example = (
         inputs if isinstance(inputs, tuple) else () if inputs is None else (inputs,)
@@ -161,6 +173,7 @@ def load(
         inline_below=inline_below,
         warmup=warmup,
         backend=backend,
+        options=options,
     )
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
@@ -168,7 +181,9 @@ def load(
             path = os.fsdecode(path)
         title = name or os.path.basename(path.rstrip("/")) or path
         return Loading(
-            lambda: _open_file(path, backend, sha256, entry, example, title, common),
+            lambda: _open_file(
+                path, backend, sha256, entry, example, title, common, options
+            ),
             functools.partial(load_again, name=title),
         )
     if isinstance(source, SharedProgram):
@@ -183,6 +198,7 @@ def load(
                 example,
                 title,
                 common,
+                options,
                 source._program,
             ),
             functools.partial(load_again, name=title),
@@ -196,6 +212,8 @@ def load(
             raise ValueError(
                 f"backend: a live module runs on 'torch' or 'python', not {backend!r}"
             )
+        if options:
+            raise ValueError("options: a live module or callable has none")
         function = _live_entry(source, entry)
         if _is_graph(source, inputs, backend):
             return Loading(
@@ -241,10 +259,13 @@ async def _open_file(
     example: tuple[Any, ...],
     name: str,
     common: dict[str, Any],
-    options: Any = None,
+    options: Mapping[str, Any] | None,
+    program: Any = None,
 ) -> Model:
     found = await call(_files.identify, path, backend, sha256)
-    capsule = await call(load_backend, found.partition(".")[0])
+    framework = found.partition(".")[0]
+    parsed = parse_options(framework, options, common["devices"])
+    capsule = await call(load_backend, framework)
     if found == "torch.export":
         arguments: tuple[Any, ...] = (path, entry)
         return await _open_served("serve_file", arguments, example, name, common)
@@ -253,7 +274,14 @@ async def _open_file(
         arguments = (path, entry, runners)
         return await _open_served("serve_package", arguments, example, name, common)
     model = make_model(
-        Model, found, capsule, options, name=name, path=path, entry=entry, **common
+        Model,
+        found,
+        capsule,
+        program if program is not None else parsed,
+        name=name,
+        path=path,
+        entry=entry,
+        **common,
     )
     return await _started(model, example)
 

@@ -300,16 +300,20 @@ def test_a_sequence_as_input_is_refused_at_load(tmp_path):
         infer(path, [])
 
 
-def test_four_bit_numbers_are_refused_at_load(tmp_path):
+@pytest.mark.parametrize(
+    ("element", "name"), [(TYPES.INT4, "int4"), (TYPES.UINT4, "uint4")]
+)
+def test_four_bit_numbers_are_refused_at_load(tmp_path, element, name):
     path = models.write(
         tmp_path / "m.onnx",
-        [node("Cast", ["x"], ["y"], to=TYPES.INT4)],
-        [tensor("x", FLOAT, ["n"])],
-        [tensor("y", TYPES.INT4, ["n"])],
+        [node("DequantizeLinear", ["x", "scale"], ["y"])],
+        [tensor("x", element, ["n"])],
+        [tensor("y", FLOAT, ["n"])],
+        [constant(np.float32(1), "scale")],
         opset=21,
         check=False,
     )
-    with pytest.raises(ml.LoadError, match=r"output 'y' is a tensor\(int4\)"):
+    with pytest.raises(ml.LoadError, match=rf"input 'x' is a tensor\({name}\)"):
         infer(path, np.ones(2, np.float32))
 
 

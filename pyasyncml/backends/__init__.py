@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,22 @@ def load_backend(name: str) -> Any:
     if name == "echo":
         return _core.echo_backend
     return importlib.import_module(f"{__name__}.{name}").capsule()
+
+
+def parse_options(
+    name: str, options: Mapping[str, Any] | None, devices: Devices
+) -> Any:
+    """A backend's own options as it takes them, None where there are none.
+
+    Raises `TypeError` and `ValueError`, which name those that the backend knows.
+    """
+    if not options:
+        return None
+    if name == "onnxruntime":
+        return importlib.import_module(f"{__name__}._session_options").parse(
+            options, devices
+        )
+    raise ValueError(f"options: the {name} backend has none, got {', '.join(options)}")
 
 
 def devices() -> list[Device]:

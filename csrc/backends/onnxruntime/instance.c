@@ -26,8 +26,7 @@ take_session(struct ort_instance *instance, int threads, struct paml_error *err)
         return PAML_OK;
     }
     instance->owns_session = true;
-    return ort_session_new(program->path, instance->device, threads, &instance->session,
-                           err);
+    return ort_session_new(program, instance->device, threads, &instance->session, err);
 }
 
 static OrtStatus *

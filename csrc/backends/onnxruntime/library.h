@@ -62,7 +62,13 @@ typedef void (*ort_log_function)(void *param, int level, const char *category,
        const OrtValue *const *inputs, size_t n_inputs,                                 \
        const char *const *output_names, size_t n_outputs, OrtValue **outputs))         \
     X(10, OrtStatus *, CreateSessionOptions, (OrtSessionOptions **))                   \
-    X(22, OrtStatus *, SetSessionLogSeverityLevel, (OrtSessionOptions *, int))         \
+    X(11, OrtStatus *, SetOptimizedModelFilePath,                                      \
+      (OrtSessionOptions *, const char *path))                                         \
+    X(16, OrtStatus *, EnableMemPattern, (OrtSessionOptions *))                        \
+    X(17, OrtStatus *, DisableMemPattern, (OrtSessionOptions *))                       \
+    X(18, OrtStatus *, EnableCpuMemArena, (OrtSessionOptions *))                       \
+    X(19, OrtStatus *, DisableCpuMemArena, (OrtSessionOptions *))                      \
+    X(23, OrtStatus *, SetSessionGraphOptimizationLevel, (OrtSessionOptions *, int))   \
     X(24, OrtStatus *, SetIntraOpNumThreads, (OrtSessionOptions *, int))               \
     X(25, OrtStatus *, SetInterOpNumThreads, (OrtSessionOptions *, int))               \
     X(30, OrtStatus *, SessionGetInputCount, (const OrtSession *, size_t *))           \

@@ -200,11 +200,57 @@ describe_port(const struct ort_port *port, int has_default, int is_input,
 
 static void find_places(const struct ort_program *program, struct ort_port *port);
 
+static size_t
+count_wanted(const struct ort_program *program)
+{
+    size_t from = 0, count = 0;
+
+    while (ort_settings_find(program->settings, ORT_SET_OUTPUT, &from) != NULL) {
+        count++;
+    }
+    return count;
+}
+
+/* Where the output of that name is among the file's `count`. */
+static int
+find_output(const struct ort_program *program, const char *wanted, size_t count,
+            size_t *index, struct paml_error *err)
+{
+    char names[PAML_MESSAGE_SIZE / 2] = "";
+    size_t length = 0;
+
+    for (size_t i = 0; i < count; i++) {
+        char *name = NULL;
+        OrtStatus *status =
+            ort.SessionGetOutputName(program->session, i, ort.allocator, &name);
+        bool found;
+
+        if (status != NULL) {
+            return ort_fail(status, PAML_ERR_LOAD, err);
+        }
+        found = strcmp(name, wanted) == 0;
+        if (length < sizeof(names)) {
+            length += (size_t)snprintf(names + length, sizeof(names) - length, "%s%s",
+                                       i > 0 ? ", " : "", name);
+        }
+        ort_ignore(ort.AllocatorFree(ort.allocator, name));
+        if (found) {
+            *index = i;
+            return PAML_OK;
+        }
+    }
+    return paml_fail(err, PAML_ERR_LOAD, "%s: options: outputs: no output '%s' (%s)",
+                     program->path, wanted, names);
+}
+
 /* Required inputs first, then those with an initialiser that may be overridden. */
 static int
 read_ports(struct ort_program *program, struct paml_error *err)
 {
-    size_t n_inputs = 0, n_defaults = 0, n_outputs = 0, at = 0;
+    size_t n_inputs = 0, n_defaults = 0, n_outputs = 0, at = 0, from = 0, most;
+    size_t n_wanted = count_wanted(program);
+    const struct ort_setting *wanted =
+        ort_settings_find(program->settings, ORT_SET_OUTPUT, &from);
     OrtStatus *status = ort.SessionGetInputCount(program->session, &n_inputs);
     int code = PAML_OK;
 
@@ -219,16 +265,16 @@ read_ports(struct ort_program *program, struct paml_error *err)
         return ort_fail(status, PAML_ERR_LOAD, err);
     }
     program->inputs = calloc(n_inputs + n_defaults + 1, sizeof(*program->inputs));
-    program->outputs = calloc(n_outputs + 1, sizeof(*program->outputs));
-    program->output_names = calloc(n_outputs + 1, sizeof(char *));
-    program->specs =
-        calloc(n_inputs + n_defaults + n_outputs + 1, sizeof(*program->specs));
+    most = n_wanted > n_outputs ? n_wanted : n_outputs;
+    program->outputs = calloc(most + 1, sizeof(*program->outputs));
+    program->output_names = calloc(most + 1, sizeof(char *));
+    program->specs = calloc(n_inputs + n_defaults + most + 1, sizeof(*program->specs));
     if (program->inputs == NULL || program->outputs == NULL ||
         program->output_names == NULL || program->specs == NULL) {
         return no_memory(program, err);
     }
     program->n_inputs = (uint32_t)(n_inputs + n_defaults);
-    program->n_outputs = (uint32_t)n_outputs;
+    program->n_outputs = (uint32_t)(n_wanted > 0 ? n_wanted : n_outputs);
     for (size_t i = 0; i < program->n_inputs && code == PAML_OK; i++, at++) {
         struct ort_port *port = &program->inputs[i];
         int has_default = i >= n_inputs;
@@ -246,11 +292,18 @@ read_ports(struct ort_program *program, struct paml_error *err)
             describe_port(port, has_default, 1, &program->specs[at]);
         }
     }
-    for (size_t i = 0; i < n_outputs && code == PAML_OK; i++, at++) {
+    for (size_t i = 0; i < program->n_outputs && code == PAML_OK; i++, at++) {
         struct ort_port *port = &program->outputs[i];
+        size_t index = i;
 
-        code = read_port(program, ort.SessionGetOutputTypeInfo,
-                         ort.SessionGetOutputName, i, port, err);
+        if (wanted != NULL) {
+            code = find_output(program, wanted->name, n_outputs, &index, err);
+            wanted = ort_settings_find(program->settings, ORT_SET_OUTPUT, &from);
+        }
+        if (code == PAML_OK) {
+            code = read_port(program, ort.SessionGetOutputTypeInfo,
+                             ort.SessionGetOutputName, index, port, err);
+        }
         if (code == PAML_OK) {
             code = check_port(program, port, "output", err);
         }
@@ -357,7 +410,8 @@ ort_program_load(const struct paml_load_spec *spec, void **loaded,
         spec->device.device_type != 0 ? spec->device : (DLDevice){kDLCPU, 0};
     program->threads = spec->threads > 0 ? spec->threads : 1;
     program->shared = program->threads <= 1 && is_large(program->path);
-    code = ort_session_new(program->path, program->device, program->threads,
+    program->settings = ort_settings_ref(spec->options);
+    code = ort_session_new(program, program->device, program->threads,
                            &program->session, err);
     if (code == PAML_OK) {
         code = read_ports(program, err);
@@ -404,6 +458,7 @@ ort_program_unload(void *loaded)
     free(program->specs);
     free(program->output_names);
     free(program->path);
+    ort_settings_unref(program->settings);
     free(program);
 }
 

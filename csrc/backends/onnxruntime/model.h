@@ -14,6 +14,7 @@
 #include <stdbool.h>
 
 #include "library.h"
+#include "settings.h"
 
 /* Where a symbolic size is found when a run begins: an axis of an input. */
 struct ort_place {
@@ -36,6 +37,7 @@ struct ort_port {
 
 struct ort_program {
     char *path;
+    struct ort_settings *settings; /* one reference; NULL: nothing was said */
     OrtSession *session;
     DLDevice device; /* of that session */
     int threads;
@@ -45,7 +47,7 @@ struct ort_program {
     atomic_bool misled;
     uint32_t n_inputs, n_outputs;
     struct ort_port *inputs, *outputs;
-    struct paml_spec *specs; /* inputs, then outputs */
+    struct paml_spec *specs; /* inputs, then outputs (those that are computed) */
     const char **output_names;
     struct paml_entry entry;
 };
@@ -57,7 +59,7 @@ void ort_program_unload(void *program);
 const struct paml_entry *ort_program_describe(void *program);
 
 /* A session of its own for that device and so many threads. */
-int ort_session_new(const char *path, DLDevice device, int threads,
+int ort_session_new(const struct ort_program *program, DLDevice device, int threads,
                     OrtSession **session, struct paml_error *err);
 
 #endif

@@ -6,6 +6,7 @@
 
 #include "instance.h"
 #include "library.h"
+#include "settings.h"
 
 /* Thread: any. GIL: either way. */
 static int
@@ -74,8 +75,67 @@ open_library(PyObject *Py_UNUSED(module), PyObject *args)
     return PyCapsule_New(&table, PAML_BACKEND_CAPSULE, NULL);
 }
 
+#define SETTINGS_CAPSULE "pyasyncml.onnxruntime.settings"
+
+static void
+settings_destroy(PyObject *capsule)
+{
+    ort_settings_unref(PyCapsule_GetPointer(capsule, SETTINGS_CAPSULE));
+}
+
+PyDoc_STRVAR(
+    settings_doc,
+    "settings($module, graph_optimization_level, mem_pattern, cpu_mem_arena, items, "
+    "/)\n--\n\n"
+    "A model's settings for `load`, as a capsule. Each number is -1 where the library\n"
+    "chooses; items: (kind, name, value), kinds as in settings.h.");
+
+static PyObject *
+make_settings(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    int level, mem_pattern, cpu_mem_arena, kind;
+    struct ort_settings *settings;
+    PyObject *items, *capsule;
+    const char *name, *value;
+
+    if (!PyArg_ParseTuple(args, "iiiO!:settings", &level, &mem_pattern, &cpu_mem_arena,
+                          &PyTuple_Type, &items)) {
+        return NULL;
+    }
+    settings = ort_settings_new((size_t)PyTuple_GET_SIZE(items));
+    if (settings == NULL) {
+        return PyErr_NoMemory();
+    }
+    settings->graph_optimization_level = level;
+    settings->mem_pattern = mem_pattern;
+    settings->cpu_mem_arena = cpu_mem_arena;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(items); i++) {
+        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(items, i), "iss", &kind, &name,
+                              &value)) {
+            goto fail;
+        }
+        if (kind < 0 || kind >= ORT_N_SETTING_KINDS) {
+            PyErr_Format(PyExc_ValueError, "no kind of setting: %d", kind);
+            goto fail;
+        }
+        if (ort_settings_put(settings, (enum ort_setting_kind)kind, name, value) < 0) {
+            PyErr_NoMemory();
+            goto fail;
+        }
+    }
+    capsule = PyCapsule_New(settings, SETTINGS_CAPSULE, settings_destroy);
+    if (capsule != NULL) {
+        return capsule;
+    }
+
+fail:
+    ort_settings_unref(settings);
+    return NULL;
+}
+
 static PyMethodDef module_methods[] = {
     {"open_library", open_library, METH_VARARGS, open_library_doc},
+    {"settings", make_settings, METH_VARARGS, settings_doc},
     {NULL, NULL, 0, NULL},
 };
 
