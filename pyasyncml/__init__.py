@@ -28,6 +28,7 @@ from .errors import (
     ModelClosed,
     OutOfMemory,
     QueueFull,
+    ReloadUnderWay,
 )
 from .model import (
     Health,
@@ -66,6 +67,7 @@ __all__ = [
     "Progress",
     "Queue",
     "QueueFull",
+    "ReloadUnderWay",
     "Session",
     "Signature",
     "Stats",

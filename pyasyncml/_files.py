@@ -40,6 +40,8 @@ def identify(path: str, backend: str | None, sha256: str | None) -> str:
     if size == 0:
         raise LoadError(f"{path}: the file is empty")
     _verify(path, sha256)
+    if backend == "tensorflow":
+        raise LoadError(f"{path}: is a file; a SavedModel is a folder")
     if backend == "torch":
         return _kind_of_archive(_members(path)) or backend
     if backend is None:

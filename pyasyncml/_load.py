@@ -283,6 +283,8 @@ async def _open_file(
         entry=entry,
         **common,
     )
+    if found == "tensorflow":
+        model._folder = await call(os.path.realpath, path)
     return await _started(model, example)
 
 

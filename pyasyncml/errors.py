@@ -18,6 +18,7 @@ __all__ = [
     "ModelClosed",
     "OutOfMemory",
     "QueueFull",
+    "ReloadUnderWay",
 ]
 
 
@@ -50,6 +51,10 @@ else:
 
 class ModelClosed(Error):
     """The model was closed before the request could run."""
+
+
+class ReloadUnderWay(Error):
+    """The model's program or weights are being changed already: await that first."""
 
 
 class BackendError(Error, RuntimeError):

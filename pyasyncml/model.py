@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from . import _core, _map
 from .batching import Batching, describe
-from .errors import Error, LoadError, ModelClosed
+from .errors import Error, LoadError, ModelClosed, ReloadUnderWay
 
 if TYPE_CHECKING:
     from ._weights import Live
@@ -242,6 +242,8 @@ class Model(_core.Model):
     _load_again: Callable[[Any], Awaitable[Model]] | None = None
     #: Of a model over a live module.
     _live: Live | None = None
+    #: Of a SavedModel: its folder.
+    _folder: str | None = None
     #: What `_finish` makes of the outputs, in words.
     _structure: str = ""
 
@@ -366,13 +368,13 @@ class Model(_core.Model):
 
         Raises `LoadError` if the source doesn't load, fails in the warm-up or has
         another signature (it says what differs): the model goes on unchanged. Raises
-        `Error` while another reload hasn't come to its change, `ModelClosed` after
-        ``close()``, and `TypeError` and `ValueError` as `load` does.
+        `ReloadUnderWay` while another reload hasn't come to its change, `ModelClosed`
+        after ``close()``, and `TypeError` and `ValueError` as `load` does.
         """
         if self._load_again is None:
             raise Error(f"model {self.name!r} has no source: it can't be reloaded")
         if not self._reloading.acquire(blocking=False):
-            raise Error(
+            raise ReloadUnderWay(
                 f"model {self.name!r} is being reloaded already: await that first"
             )
         try:
@@ -398,14 +400,14 @@ class Model(_core.Model):
         ones or the new. Nothing is refused meanwhile, and a run of the trainer goes on.
         Over when the old weights are no longer used.
 
-        Raises `Error` for a model of another kind and while a reload or an update is
-        under way, `LoadError` for weights of another module (this one goes on with what
-        it has), and `ModelClosed`.
+        Raises `Error` for a model of another kind, `ReloadUnderWay` while a reload or
+        an update is, `LoadError` for weights of another module (this one goes on with
+        what it has), and `ModelClosed`.
         """
         from ._weights import swap_weights
 
         if not self._reloading.acquire(blocking=False):
-            raise Error(
+            raise ReloadUnderWay(
                 f"model {self.name!r} is being reloaded or updated already: await that "
                 "first"
             )
@@ -425,6 +427,7 @@ class Model(_core.Model):
             )
         self._swap(other)
         self._finish = other._finish
+        self._folder = other._folder
         self._backend_name, other._backend_name = (
             other._backend_name,
             self._backend_name,

@@ -128,6 +128,21 @@ def test_recurrent_net_takes_any_batch_and_length(cell):
     assert_same(got, eager(module, *requests))
 
 
+@pytest.mark.parametrize("make", [torch.ones, lambda *shape: np.ones(shape, "f4")])
+def test_an_example_given_twice_stands_for_two_inputs(make):
+    class Both(nn.Module):
+        def forward(self, x, h):
+            return x + 10 * h
+
+    async def main():
+        x = make(2, 3)
+        async with ml.load(Both(), inputs=(x, x)) as model:
+            y = await model.infer(torch.ones(2, 3), torch.zeros(2, 3))
+            assert y.tolist() == torch.ones(2, 3).tolist()
+
+    asyncio.run(main())
+
+
 def test_transformer_encoder_is_served_as_eager_runs_it_without_its_fused_kernel():
     module = encoder()
     requests = [(torch.randn(b, t, 16),) for b, t in ((1, 5), (3, 9))]

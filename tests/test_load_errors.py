@@ -214,7 +214,7 @@ def test_device_that_is_none_is_a_value_error_at_the_call(device):
         ml.load("model.pt", device=device)
 
 
-@pytest.mark.parametrize("device", [[None], [1]])
+@pytest.mark.parametrize("device", [[None], [1], None, 0])
 def test_device_of_another_type_is_a_type_error_at_the_call(device):
     with pytest.raises(TypeError, match="^device: expected a str"):
         ml.load("model.pt", device=device)

@@ -256,7 +256,7 @@ def test_second_reload_at_once_is_refused(run):
         async def reload(outcomes):
             try:
                 await model.reload(constant(3))
-            except ml.Error as error:
+            except ml.ReloadUnderWay as error:
                 outcomes.append(str(error))
 
         async with ml.load(constant(1), inputs=(0,)) as model:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -286,6 +287,50 @@ def test_a_trainers_checkpoints_bring_it_back_and_the_last_is_tensorflows(
         [sys.executable, "-c", read], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_trainers_weights_go_only_into_its_own_program(models, tmp_path):
+    async def main():
+        copied = tmp_path / "copy"
+        shutil.copytree(models / "training", copied)
+        async with (
+            await ml.Trainer.load(models / "training") as trainer,
+            ml.load(models / "line", entry="train_step") as other,
+            ml.load(copied, entry="predict") as same,
+        ):
+            await trainer.step(X[:ROWS], Y[:ROWS])
+            before = other.signature
+            with pytest.raises(ml.LoadError, match="another program"):
+                await other.update_weights(trainer)
+            assert other.signature == before
+            await other.infer(np.zeros((1, 2), "f4"), np.zeros((1, 1), "f4"))
+            await same.update_weights(trainer)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("how", ["short", "foreign"])
+def test_a_checkpoint_that_is_not_this_trainers_is_refused(models, tmp_path, how):
+    async def main():
+        source = "line" if how == "foreign" else "training"
+        async with await ml.Trainer.load(models / source) as trainer:
+            await trainer.save(tmp_path / "saved")
+        if how == "short":
+            (path,) = (tmp_path / "saved").glob("*.data-*")
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        async with await ml.Trainer.load(models / "training") as trainer:
+            with pytest.raises(ml.LoadError, match="damaged, or of another program"):
+                await trainer.restore(tmp_path / "saved")
+            assert np.isfinite((await trainer.step(X[:ROWS], Y[:ROWS]))["loss"])
+
+    asyncio.run(main())
+
+
+def test_a_file_is_no_savedmodel(tmp_path):
+    path = tmp_path / "two.onnx"
+    path.write_bytes(b"anything")
+    with pytest.raises(ml.LoadError, match="is a file; a SavedModel is a folder"):
+        asyncio.run(ml.Trainer.load(path))
 
 
 def test_what_trains_nothing_is_no_trainer(models):

@@ -170,6 +170,31 @@ def test_fit_publishes_to_models_and_in_the_end():
     asyncio.run(main())
 
 
+def test_a_fit_that_publishes_lets_a_reload_go_first_and_does_without_closed_models():
+    net, x, y = net_and_data()
+
+    async def main():
+        net.eval()
+        async with ml.load(net, inputs=(x,)) as model, ml.load(net, inputs=(x,)) as two:
+            net.train()
+            async with trainer_of(net) as trainer:
+                # As long as a reload is under way.
+                with model._reloading:
+                    run = trainer.fit(
+                        (x, y), epochs=50, publish=[two, model], publish_every=10
+                    )
+                    await two.close()
+                    with pytest.raises(ml.ReloadUnderWay):
+                        await model.update_weights(trainer)
+                    async for progress in run:
+                        if progress.step >= 20:
+                            break
+                await run
+                assert torch.equal(await model.infer(x), outputs_of(net, x))
+
+    asyncio.run(main())
+
+
 def test_weights_go_only_where_they_fit():
     net, x, _ = net_and_data()
     other = nn.Linear(16, 4)

@@ -276,6 +276,37 @@ def mlp_tail():
     return nn.Linear(32, 10)
 
 
+def test_a_validation_that_fails_leaves_none_of_its_runs_behind():
+    x, y = digits()
+    asked = []
+
+    class Data:
+        def __iter__(self):
+            yield from ((x[i : i + 8], y[i : i + 8]) for i in range(0, 16, 8))
+            raise RuntimeError("no more")
+
+    async def main():
+        net = mlp_tail()
+        net = nn.Sequential(nn.Linear(64, 32), net)
+        optimizer = torch.optim.SGD(net.parameters(), 0.05)
+        trainer = ml.Trainer(net, loss=functional.cross_entropy, optimizer=optimizer)
+        async with trainer:
+            infer = ml.Model.infer
+
+            def watched(model, *inputs, **options):
+                asked.append(infer(model, *inputs, **options))
+                return asked[-1]
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(ml.Model, "infer", watched)
+                with pytest.raises(RuntimeError, match="no more"):
+                    await trainer.fit((x, y), batch_size=16, validation=Data())
+            assert asked
+            assert all(future.done() for future in asked)
+
+    asyncio.run(main())
+
+
 def test_a_schedule_that_follows_the_validation_is_stepped_after_each_epoch():
     torch.manual_seed(1)
     net = mlp()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,16 +44,27 @@ class Device:
 
 def parse_devices(device: str | Sequence[str]) -> Devices:
     """(name, (DLPack device type, index)) of each device named."""
-    names = [device] if isinstance(device, str) else list(device)
+    torch = sys.modules.get("torch")
+    kinds = (str,) if torch is None else (str, torch.device)
+    if isinstance(device, kinds):
+        names = [device]
+    elif isinstance(device, Sequence):
+        names = list(device)
+    else:
+        raise TypeError(
+            f"device: expected a str or a list of them, got {type(device).__name__}"
+        )
     if not names:
         raise ValueError("device: expected at least one")
     parsed = []
     for name in names:
-        if not isinstance(name, str):
+        if isinstance(name, kinds):
+            name = str(name)
+        else:
             raise TypeError(
                 f"device: expected a str or a list of them, got {type(name).__name__}"
             )
-        match = re.fullmatch(r"([a-z]+)(?::(\d{1,4}))?", name)
+        match = re.fullmatch(r"([a-z]+)(?::(\d{1,9}))?", name)
         if match is None or match[1] not in _DEVICE_TYPES:
             raise ValueError(
                 f"device: expected 'cpu', 'cuda:0' or the like, got {name!r}; "

@@ -55,7 +55,8 @@ def parse(options: Mapping[str, Any], devices: Devices) -> Any:
         raise ValueError(
             "options: providers: they say what the model runs on: give them or device="
         )
-    return settings(*numbers.values(), tuple(items))
+    level, pattern, arena = numbers.values()
+    return settings(level, pattern, arena, tuple(items))
 
 
 def _wrong_type(name: str, expected: str, value: Any) -> TypeError:

@@ -66,6 +66,7 @@ def export_module(
     args = pytree.tree_map_only(_is_array, torch.as_tensor, inputs)
     if home != "cpu":  # where runs copy them to
         args = pytree.tree_map_only(torch.Tensor, lambda t: t.to(home), args)
+    args = _apart(args)
     tensors = {
         path: leaf
         for path, leaf in _paths(names, args)
@@ -88,6 +89,21 @@ def export_module(
         program = _export(target, args, shapes, static)
     _check_named(program, names, args, axes, dynamic)
     return program, Names(names, axes)
+
+
+def _apart(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same, with copies of tensors that come more than once: torch.export would
+    take one input for all of them."""
+    seen: set[int] = set()
+
+    def apart(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) in seen:
+            return tensor.clone()
+        seen.add(id(tensor))
+        return tensor
+
+    apart_args: tuple[Any, ...] = pytree.tree_map_only(torch.Tensor, apart, args)
+    return apart_args
 
 
 def _export(

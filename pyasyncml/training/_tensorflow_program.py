@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from typing import Any
 from .. import _load
 from .._call import call
 from ..backends.tensorflow import SharedProgram
-from ..errors import Error, LoadError
+from ..errors import BackendError, Error, LoadError
 from ..model import Model
 from . import _data
 
@@ -94,7 +95,12 @@ class TensorflowProgram:
 
     async def restore(self, path: str) -> dict[str, int]:
         prefix, position = await call(_read, Path(path))
-        await call(self.shared.restore, prefix)
+        try:
+            await call(self.shared.restore, prefix)
+        except BackendError as error:
+            raise LoadError(
+                f"{path}: is damaged, or of another program: {error}"
+            ) from error
         return position
 
     async def weights(self) -> Saved:
@@ -119,9 +125,23 @@ class Saved:
         `LoadError`."""
         if model._backend_name != "tensorflow" or model._load_again is None:
             raise Error(f"model {model.name!r} is no SavedModel's")
+        if not await call(_same_program, model._folder, self._source):
+            raise LoadError(
+                f"model {model.name!r} is of {model._folder}, the trainer of another "
+                f"program, {self._source}: reload(source) changes what it serves"
+            )
         shared = SharedProgram(self._source)
         await call(shared.restore, self.prefix)
         return await model._load_again(shared)
+
+
+def _same_program(served: str | None, trained: str) -> bool:
+    """Whether two folders are one, or hold the same graph."""
+    if served is None:
+        return False
+    return os.path.samefile(served, trained) or filecmp.cmp(
+        Path(served) / "saved_model.pb", Path(trained) / "saved_model.pb", shallow=False
+    )
 
 
 def _write(saved: Saved, folder: Path, position: dict[str, int]) -> None:

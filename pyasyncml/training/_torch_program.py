@@ -296,17 +296,22 @@ class TorchProgram:
             mean.add(numbers(await future, len(names)), rows)
 
         names: Sequence[str] = ()
-        async for batch in _data.batches(data, "validation"):
-            traced, model = await self._evaluation_of(batch)
-            names = traced.outputs
-            mean = mean or Mean(names)
-            in_flight.append((model.infer(*batch), int(batch[0].shape[0])))
-            if len(in_flight) >= _PREFETCH:
+        try:
+            async for batch in _data.batches(data, "validation"):
+                traced, model = await self._evaluation_of(batch)
+                names = traced.outputs
+                mean = mean or Mean(names)
+                in_flight.append((model.infer(*batch), int(batch[0].shape[0])))
+                if len(in_flight) >= _PREFETCH:
+                    await take_one()
+            while in_flight:
                 await take_one()
+        finally:
+            # Of an evaluation that failed or was cancelled: nobody asks for the rest.
+            for future, _ in in_flight:
+                future.cancel()
         if mean is None:
             raise InputError("validation: is empty, there are no batches")
-        while in_flight:
-            await take_one()
         return mean.result()
 
     # --- keeping ---

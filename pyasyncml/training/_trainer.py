@@ -16,7 +16,7 @@ import numpy as np
 from .._call import call
 from .._core import Future, Steps
 from .._weights import announce
-from ..errors import BackendError, Error, InputError, ModelClosed
+from ..errors import BackendError, Error, InputError, ModelClosed, ReloadUnderWay
 from ..model import Model
 from . import _bar, _data
 from ._ahead import Table
@@ -666,7 +666,10 @@ class Trainer:
             if progress.step - last >= every:
                 last = progress.step
                 for model in models:
-                    await model.update_weights(self)
+                    # Somebody else's reload goes first; the next publish catches up.
+                    # Nobody waits for the weights of a model that was closed.
+                    with contextlib.suppress(ReloadUnderWay, ModelClosed):
+                        await model.update_weights(self)
 
     @contextlib.asynccontextmanager
     async def _publishing(self, run: TrainingRun, plan: Plan) -> AsyncIterator[None]:
@@ -685,7 +688,16 @@ class Trainer:
         if not task.cancelled():
             task.result()
         for model in plan.publish:
-            await model.update_weights(self)
+            with contextlib.suppress(ModelClosed):
+                await self._publish_last(model)
+
+    async def _publish_last(self, model: Model) -> None:
+        """What a fit ends with is served in the end, whoever else reloads meanwhile."""
+        while True:
+            try:
+                return await model.update_weights(self)
+            except ReloadUnderWay:
+                await asyncio.sleep(0.01)  # it may belong to another loop
 
     # --- closing ---
 
