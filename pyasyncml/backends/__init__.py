@@ -45,7 +45,8 @@ class Device:
 def parse_devices(device: str | Sequence[str]) -> Devices:
     """(name, (DLPack device type, index)) of each device named."""
     torch = sys.modules.get("torch")
-    kinds = (str,) if torch is None else (str, torch.device)
+    # Not there yet while another thread imports it.
+    kinds = (str, *filter(None, [getattr(torch, "device", None)]))
     if isinstance(device, kinds):
         names = [device]
     elif isinstance(device, Sequence):
