@@ -51,7 +51,8 @@ class Plan:
 
 
 class Stage:
-    """One workload with its contenders, ready to take turns."""
+    """One workload with its contenders, ready to take turns; closed by its `async
+    with`, whatever became of them, since their threads would outlive the program."""
 
     def __init__(self, results: Results, plan: Plan, workload: Workload) -> None:
         self._results = results
@@ -68,7 +69,10 @@ class Stage:
             self._contenders[name] = contender
             await load.closed(contender, self.workload.x, 64, self._plan.warm)
 
-    async def close(self) -> None:
+    async def __aenter__(self) -> Stage:
+        return self
+
+    async def __aexit__(self, *exception: Any) -> None:
         await self._stack.aclose()
 
     def _input(self) -> Any:
@@ -159,17 +163,16 @@ async def echo_suite(results: Results, plan: Plan) -> None:
         (2, 0.0, (64, 512), ()),
         (2, 0.001, (64, 512), (1_000,)),
     ):
-        stage = Stage(results, plan, await echo.workload(instances, delay))
-        say(f"{stage.workload.name}, instances={instances}")
-        await stage.open(everyone)
-        for turn in range(plan.rounds):
-            if delay:
-                await stage.idle()
-            for amount in in_flight:
-                await stage.closed(turn, amount)
-            for rate in rates:
-                await stage.open_loop(turn, rate)
-        await stage.close()
+        async with Stage(results, plan, await echo.workload(instances, delay)) as stage:
+            say(f"{stage.workload.name}, instances={instances}")
+            await stage.open(everyone)
+            for turn in range(plan.rounds):
+                if delay:
+                    await stage.idle()
+                for amount in in_flight:
+                    await stage.closed(turn, amount)
+                for rate in rates:
+                    await stage.open_loop(turn, rate)
 
 
 async def torch_suite(results: Results, plan: Plan) -> None:
@@ -183,24 +186,23 @@ async def torch_suite(results: Results, plan: Plan) -> None:
                 one = Stage(results, plan, models.workload(model, instances=1))
                 two = Stage(results, plan, models.workload(model, instances=2))
                 noop = Stage(results, plan, await echo.workload(1, 0.0, one.workload.x))
-                await one.open(everyone)
-                await two.open(some(everyone, "native", "bridge", "executor"))
-                await noop.open(some(everyone, "direct"))
-                rate = 0
-                for turn in range(plan.rounds):
-                    for threads in (1, 2):
-                        run = floor.ask(threads, plan.seconds)
-                        one.floor(threads, run)
-                        if not rate:
-                            rate = int(OPEN_SHARE * run.rps)
-                    for in_flight in IN_FLIGHT:
-                        await one.closed(turn, in_flight)
-                        if in_flight == 64:
-                            await two.closed(turn, in_flight)
-                            await noop.closed(turn, in_flight)
-                    await one.open_loop(turn, rate)
-                for stage in (noop, two, one):
-                    await stage.close()
+                async with one, two, noop:
+                    await one.open(everyone)
+                    await two.open(some(everyone, "native", "bridge", "executor"))
+                    await noop.open(some(everyone, "direct"))
+                    rate = 0
+                    for turn in range(plan.rounds):
+                        for threads in (1, 2):
+                            run = floor.ask(threads, plan.seconds)
+                            one.floor(threads, run)
+                            if not rate:
+                                rate = int(OPEN_SHARE * run.rps)
+                        for in_flight in IN_FLIGHT:
+                            await one.closed(turn, in_flight)
+                            if in_flight == 64:
+                                await two.closed(turn, in_flight)
+                                await noop.closed(turn, in_flight)
+                        await one.open_loop(turn, rate)
 
 
 async def batching_suite(results: Results, plan: Plan) -> None:
@@ -216,15 +218,14 @@ async def batching_suite(results: Results, plan: Plan) -> None:
             noop = await echo.workload(1, 0.0, workload.x)
             noop = replace(noop, name=f"{model.name}, no-op")
             stages = Stage(results, plan, workload), Stage(results, plan, noop)
-            await stages[0].open(contenders.batchers())
-            await stages[1].open(contenders.no_ops())
-            for turn in range(plan.rounds):
-                for in_flight in (64, 512):
-                    stages[0].ceiling(in_flight)
-                    for stage in stages:
-                        await stage.closed(turn, in_flight)
-            for stage in stages:
-                await stage.close()
+            async with stages[0], stages[1]:
+                await stages[0].open(contenders.batchers())
+                await stages[1].open(contenders.no_ops())
+                for turn in range(plan.rounds):
+                    for in_flight in (64, 512):
+                        stages[0].ceiling(in_flight)
+                        for stage in stages:
+                            await stage.closed(turn, in_flight)
 
 
 async def overload_suite(results: Results, plan: Plan) -> None:
@@ -235,9 +236,11 @@ async def overload_suite(results: Results, plan: Plan) -> None:
         for workload in (await overload.waiting_echo(), overload.mlp(mlp)):
             say(f"{workload.name}: {overload.TIMES_CAPACITY} times its capacity")
             # In a closed loop nobody is late: what can be served at all.
-            closed = Stage(results, plan, workload)
-            await closed.open({"native, batched": overload.native_batched})
-            async with AsyncExitStack() as stack:
+            async with (
+                Stage(results, plan, workload) as closed,
+                AsyncExitStack() as stack,
+            ):
+                await closed.open({"native, batched": overload.native_batched})
                 ready = {}
                 for name, start in overload.CONTENDERS.items():
                     ready[name] = await start(workload)
@@ -258,7 +261,6 @@ async def overload_suite(results: Results, plan: Plan) -> None:
                         )
                         mode, amount = "overload", overload.TIMES_CAPACITY
                         results.add(Cell(workload.name, 1, mode, amount, name), run)
-            await closed.close()
 
 
 async def streams_suite(results: Results, plan: Plan) -> None:
@@ -314,20 +316,22 @@ async def _onnx(
         for instances in (1, 2)
     )
     expected = one.workload.run((inputs[0],))
-    with floors.OnnxLoop(model, element, np.stack(inputs), folder, expected) as loop:
-        for stage in (one, two):
-            await stage.open(filetypes.starters(model, stage.workload.instances))
-        for turn in range(plan.rounds):
-            for threads in (1, 2):
-                how = "plain" if threads == 1 else "sessions"
-                one.floor(threads, loop.ask(how, threads, plan.seconds), "C loop")
-            one.floor(1, loop.ask("backend", 1, plan.seconds), "backend in a C loop")
-            for in_flight in (1, 64):
-                await one.closed(turn, in_flight)
-            await two.closed(turn, 64)
-            await one.idle()
-        for stage in (two, one):
-            await stage.close()
+    rows = np.stack(inputs)
+    async with one, two:
+        with floors.OnnxLoop(model, element, rows, folder, expected) as loop:
+            for stage in (one, two):
+                await stage.open(filetypes.starters(model, stage.workload.instances))
+            for turn in range(plan.rounds):
+                for threads in (1, 2):
+                    how = "plain" if threads == 1 else "sessions"
+                    one.floor(threads, loop.ask(how, threads, plan.seconds), "C loop")
+                one.floor(
+                    1, loop.ask("backend", 1, plan.seconds), "backend in a C loop"
+                )
+                for in_flight in (1, 64):
+                    await one.closed(turn, in_flight)
+                await two.closed(turn, 64)
+                await one.idle()
 
 
 async def graph_suite(results: Results, plan: Plan) -> None:
@@ -336,13 +340,12 @@ async def graph_suite(results: Results, plan: Plan) -> None:
         say("compiling")
         for program in graph.programs(Path(folder), quick):
             say(program.name)
-            stage = Stage(results, plan, graph.workload(program))
-            await stage.open(graph.contenders(program))
-            for turn in range(plan.rounds):
-                await stage.idle()
-                for in_flight in graph.in_flight(program.name):
-                    await stage.closed(turn, in_flight)
-            await stage.close()
+            async with Stage(results, plan, graph.workload(program)) as stage:
+                await stage.open(graph.contenders(program))
+                for turn in range(plan.rounds):
+                    await stage.idle()
+                    for in_flight in graph.in_flight(program.name):
+                        await stage.closed(turn, in_flight)
 
 
 async def tensorflow_suite(results: Results, plan: Plan) -> None:
@@ -365,21 +368,20 @@ async def tensorflow_suite(results: Results, plan: Plan) -> None:
                 for instances in (1, 2)
             )
             expected = one.workload.run(x)
-            with floors.TensorflowLoop(folder / model, x, folder, expected) as loop:
-                for stage in (one, two):
-                    await stage.open(savedmodels.starters())
-                for turn in range(plan.rounds):
-                    for threads in (1, 2):
-                        run = loop.ask("plain", threads, plan.seconds)
-                        one.floor(threads, run, "C loop")
-                    run = loop.ask("backend", 1, plan.seconds)
-                    one.floor(1, run, "backend in a C loop")
-                    for in_flight in (1, 64):
-                        await one.closed(turn, in_flight)
-                    await two.closed(turn, 64)
-                    await one.idle()
-                for stage in (two, one):
-                    await stage.close()
+            async with one, two:
+                with floors.TensorflowLoop(folder / model, x, folder, expected) as loop:
+                    for stage in (one, two):
+                        await stage.open(savedmodels.starters())
+                    for turn in range(plan.rounds):
+                        for threads in (1, 2):
+                            run = loop.ask("plain", threads, plan.seconds)
+                            one.floor(threads, run, "C loop")
+                        run = loop.ask("backend", 1, plan.seconds)
+                        one.floor(1, run, "backend in a C loop")
+                        for in_flight in (1, 64):
+                            await one.closed(turn, in_flight)
+                        await two.closed(turn, 64)
+                        await one.idle()
 
 
 async def text_suite(results: Results, plan: Plan) -> None:
@@ -390,16 +392,15 @@ async def text_suite(results: Results, plan: Plan) -> None:
         workload, texts = minilm.workload(Path(folder))
         say(workload.name)
         plan = replace(plan, seconds=text.SLOWER * plan.seconds)
-        stage = Stage(results, plan, replace(workload, x=texts))
-        await stage.open(text.starters(say))
-        rate = 0
-        for turn in range(plan.rounds):
-            await stage.closed(turn, text.IN_FLIGHT)
-            if not rate:
-                cell = Cell(workload.name, 1, "closed", text.IN_FLIGHT, "greedy")
-                rate = int(text.OPEN_SHARE * results.cells[cell][0].rps) or 1
-            await stage.open_loop(turn, rate)
-        await stage.close()
+        async with Stage(results, plan, replace(workload, x=texts)) as stage:
+            await stage.open(text.starters(say))
+            rate = 0
+            for turn in range(plan.rounds):
+                await stage.closed(turn, text.IN_FLIGHT)
+                if not rate:
+                    cell = Cell(workload.name, 1, "closed", text.IN_FLIGHT, "greedy")
+                    rate = int(text.OPEN_SHARE * results.cells[cell][0].rps) or 1
+                await stage.open_loop(turn, rate)
 
 
 async def train_suite(results: Results, plan: Plan) -> None:
@@ -446,12 +447,11 @@ async def xla_suite(results: Results, plan: Plan) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for workload in xla.workloads(Path(folder)):
             say(workload.name)
-            stage = Stage(results, plan, workload)
-            await stage.open(xla.starters())
-            for turn in range(plan.rounds):
-                for in_flight in xla.IN_FLIGHT:
-                    await stage.closed(turn, in_flight)
-            await stage.close()
+            async with Stage(results, plan, workload) as stage:
+                await stage.open(xla.starters())
+                for turn in range(plan.rounds):
+                    for in_flight in xla.IN_FLIGHT:
+                        await stage.closed(turn, in_flight)
 
 
 async def devices_suite(results: Results, plan: Plan) -> None:

@@ -121,6 +121,9 @@ def _what_stays() -> None:
     # So would a thread that watches tqdm's bars; torch.export makes some, unseen.
     if importlib.util.find_spec("tqdm") is not None:
         importlib.import_module("tqdm").tqdm.monitor_interval = 0
+    # And those of NumPy's BLAS, from its import on.
+    if importlib.util.find_spec("numpy") is not None:
+        importlib.import_module("numpy")
 
     async def begin() -> None:
         await pyasyncml.call(int)

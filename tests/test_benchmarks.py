@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 
 from benchmarks import (
     devices,
+    echo,
     filetypes,
     load,
     minilm,
@@ -31,6 +33,7 @@ from benchmarks.beat import Beat
 from benchmarks.contenders import (
     Batch,
     Contender,
+    Workload,
     batchers,
     bridge,
     greedy,
@@ -41,6 +44,7 @@ from benchmarks.contenders import (
 from benchmarks.figures import figures
 from benchmarks.quantiles import quantile
 from benchmarks.results import Cell, Results
+from benchmarks.suites import Plan, Stage
 from pyasyncml import Batching
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -438,3 +442,32 @@ def test_a_figure_without_every_run_it_needs_is_an_error_not_a_gap() -> None:
     results.add(Cell("echo", 1, "closed", 512, "native"), run)
     with pytest.raises(KeyError):
         figures(results)
+
+
+def test_contenders_are_closed_whatever_becomes_of_their_suite() -> None:
+    closed = []
+
+    async def starter(workload: Workload) -> Contender:
+        async def close() -> None:
+            closed.append("contender")
+
+        return Contender("late", workload.run, close, blocking=True)
+
+    async def suite(workload: Workload) -> None:
+        plan = Plan(rounds=1, seconds=0.001)
+        async with Stage(Results({}, {}), plan, workload) as stage:
+            await stage.open({"late": starter})
+            raise RuntimeError("a floor that ended")
+
+    async def measure() -> None:
+        workload = await echo.workload(1, 0.0)
+
+        async def close() -> None:
+            closed.append("workload")
+            await workload.close()
+
+        with pytest.raises(RuntimeError, match="a floor that ended"):
+            await suite(replace(workload, close=close))
+
+    asyncio.run(measure())
+    assert closed == ["contender", "workload"]

@@ -67,15 +67,16 @@ def _backend_loop(name: str, backend: str) -> Path:
         csrc / "engine" / "value.c",
         csrc / "engine" / "string_tensor.c",
     ]
+    headers = sorted([*folder.glob("*.h"), *(csrc / "engine").glob("*.h")])
     compiler = [os.environ.get("CC", "cc"), "-std=c11", "-O2", "-pthread"]
     includes = [csrc / "engine", folder]
     includes.append(Path(dlpack.submodule_search_locations[0]) / "include")
     return _build(
         name,
         f"{name}.c",
-        [*compiler, "-D_GNU_SOURCE", *(f"-I{path}" for path in includes)],
+        [*compiler, "-Werror", "-D_GNU_SOURCE", *(f"-I{path}" for path in includes)],
         [*map(str, sources), "-ldl", "-lm"],
-        "".join(path.read_text() for path in sources),
+        "".join(path.read_text() for path in (*headers, *sources)),
     )
 
 

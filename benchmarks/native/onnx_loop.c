@@ -26,7 +26,6 @@
 
 static struct {
     struct ort_program *program;
-    const char *path;
     int type, rows, ndim;
     int64_t shape[8];
     size_t row_bytes;
@@ -197,7 +196,7 @@ start(struct runner *runner, const char *how)
                                                 &runner->instance, &error) != PAML_OK) {
         fail(error.message);
     }
-    if (runner->how == 's' && ort_session_new(job.path, (DLDevice){kDLCPU, 0}, 1,
+    if (runner->how == 's' && ort_session_new(job.program, (DLDevice){kDLCPU, 0}, 1,
                                               &runner->session, &error) != PAML_OK) {
         fail(error.message);
     }
@@ -278,7 +277,7 @@ main(int argc, char **argv)
     if (argc < 7 || argc > 6 + 8) {
         fail("usage: onnx_loop LIBRARY MODEL TYPE ROWS FILE SIZE...");
     }
-    spec.path = job.path = argv[2];
+    spec.path = argv[2];
     job.type = atoi(argv[3]);
     job.rows = atoi(argv[4]);
     job.ndim = argc - 6;
