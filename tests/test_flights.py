@@ -31,13 +31,14 @@ def flying(request):
 
 
 @contextlib.asynccontextmanager
-async def held(making, up):
-    """A model with so many runs of one request each up, held."""
+async def held(making, up, rows=1):
+    """A model with so many runs of one request each up, held. Batches take off beside
+    others when they are full: then `rows` are a run's most."""
     async with await making as model:
         model.hold()
         first = []
         for n in range(up):
-            first.append(model.infer(row(n)))
+            first.append(model.infer(row(n, rows)))
             await model.begun(n + 1)
         yield model, first
         model.release()
@@ -152,13 +153,38 @@ def test_instances_have_as_many_each(run, flying):
 def test_what_waits_while_two_are_up_shares_a_run(run, flying):
     async def main():
         making = flying(4, batching=ml.Batching(max_rows=8))
-        async with held(making, 2) as (model, first):
+        async with held(making, 2, rows=8) as (model, first):
             others = [model.infer(row(n)) for n in range(10)]
             await until(lambda: model.stats().waiting == 10)
             model.release()
             found = await asyncio.gather(*others)
             assert all(np.array_equal(y, row(n)) for n, y in enumerate(found))
-            assert model.seen == [1, 1, 8, 2]
+            assert model.seen == [8, 8, 8, 2]
+            await asyncio.gather(*first)
+
+    run(main)
+
+
+def test_a_batch_grows_while_the_device_is_busy(run, flying):
+    """It is the next to run in any case: the later it is begun, the more share it."""
+
+    async def main():
+        making = flying(4, batching=ml.Batching(max_rows=8))
+        async with held(making, 1) as (model, first):
+            others = []
+            for n in range(7):
+                others.append(model.infer(row(n)))
+                await until(lambda: model.stats().waiting == len(others))
+            assert model.runs == 1
+            others.append(model.infer(row(7)))
+            await model.begun(2)  # it is full; nothing has ended
+            last = [model.infer(row(n)) for n in range(8, 11)]
+            await until(lambda: model.stats().waiting == 3)
+            assert not any(future.done() for future in first)
+            model.release()
+            found = await asyncio.gather(*others, *last)
+            assert all(np.array_equal(y, row(n)) for n, y in enumerate(found))
+            assert model.seen == [1, 8, 3]
             await asyncio.gather(*first)
 
     run(main)
@@ -186,19 +212,19 @@ def test_each_run_has_buffers_of_its_own(run, flying):
 def test_a_request_of_more_rows_than_a_run_may_have_is_run_alone(run, flying):
     async def main():
         making = flying(3, batching=ml.Batching(max_rows=4))
-        async with held(making, 2) as (model, first):
+        async with held(making, 2, rows=4) as (model, first):
             large = model.infer(row(5, 10))
             after = model.infer(row(6))
             model.release()
             assert np.array_equal(await large, row(5, 10))
             assert np.array_equal(await after, row(6))
-            assert model.seen == [1, 1, 4, 4, 2, 1]
+            assert model.seen == [4, 4, 4, 4, 2, 1]
             assert all(future.done() for future in first)
 
     run(main)
 
 
-def test_a_batch_that_waits_for_more_goes_while_others_are_up(run, flying):
+def test_a_batch_that_waits_for_more_waits_for_an_idle_device_too(run, flying):
     async def main():
         batching = ml.Batching(max_rows=4, max_delay=0.02)
         async with await flying(3, batching=batching) as model:
@@ -206,10 +232,13 @@ def test_a_batch_that_waits_for_more_goes_while_others_are_up(run, flying):
             first = model.infer(row(0, 4))
             await model.begun(1)
             second = model.infer(row(1))
-            await model.begun(2)  # after its delay; nothing has ended
-            assert not first.done()
+            await asyncio.sleep(0.04)
+            third = model.infer(row(2))
+            await until(lambda: model.stats().waiting == 2)
+            assert model.runs == 1
             model.release()
-            await asyncio.gather(first, second)
+            await asyncio.gather(first, second, third)
+            assert model.seen == [4, 2]
 
     run(main)
 
@@ -311,7 +340,7 @@ def test_a_failure_is_the_error_of_its_own_request(run, flying):
 def test_one_poisoned_row_of_a_batch_fails_alone(run, flying, at):
     async def main():
         making = flying(3, batching=ml.Batching(max_rows=8))
-        async with held(making, 2) as (model, first):
+        async with held(making, 2, rows=8) as (model, first):
             model.poison(POISON)
             batch = [model.infer(row(POISON if n == at else n)) for n in range(8)]
             others = [model.infer(row(n)) for n in range(8, 16)]
@@ -333,7 +362,7 @@ def test_one_poisoned_row_of_a_batch_fails_alone(run, flying, at):
 def test_a_batch_out_of_memory_runs_again_with_fewer_rows(run, flying):
     async def main():
         making = flying(3, batching=ml.Batching(max_rows=8))
-        async with held(making, 2) as (model, first):
+        async with held(making, 2, rows=8) as (model, first):
             model.limit_rows(2)
             batch = [model.infer(row(n)) for n in range(8)]
             await until(lambda: model.stats().waiting == 8)

@@ -119,6 +119,21 @@ paml_flights_have_room(const struct paml_flights *flights)
     return flights->up < flights->depth;
 }
 
+int64_t
+paml_flights_busy_ns(const struct paml_flights *flights)
+{
+    const struct paml_worker *worker = flights->worker;
+    int64_t since_ns, busy_ns;
+
+    if (flights->up == 0) {
+        return 0;
+    }
+    since_ns =
+        atomic_load_explicit(&worker->stats.running_since_ns, memory_order_relaxed);
+    busy_ns = flights->up * worker->debt.usual_run_ns - (paml_now_ns() - since_ns);
+    return busy_ns > 0 ? busy_ns : 1;
+}
+
 struct paml_bell *
 paml_flights_bell(struct paml_flights *flights)
 {

@@ -26,8 +26,9 @@
 struct paml_flights;
 
 /* At most so many are up at a time, whatever an instance says. Where requests share
- * runs that is one to compute and one to be next: what comes meanwhile had better share
- * a run than take the device's time in many small ones.
+ * runs that is one to compute and one to be next, if that is a full one (schedule.h):
+ * what comes meanwhile had better share a run than take the device's time in many small
+ * ones.
  */
 #define PAML_DEPTH_MOST 64
 #define PAML_DEPTH_OF_BATCHES 2
@@ -39,6 +40,8 @@ void paml_flights_free(struct paml_flights *flights); /* none is up */
 
 uint32_t paml_flights_up(const struct paml_flights *flights);
 bool paml_flights_have_room(const struct paml_flights *flights);
+/* How long their device is expected to be at work still; 0: none is up. */
+int64_t paml_flights_busy_ns(const struct paml_flights *flights);
 
 /* Whether the oldest has ended, as far as was told or found out. */
 bool paml_flights_have_landed(struct paml_flights *flights);

@@ -476,8 +476,8 @@ queue_sleep(struct paml_queue *queue, const struct paml_batch *batch)
 
 /* Thread: worker. GIL: not held. Locks: takes `lock`. */
 void
-paml_queue_take(struct paml_queue *queue, const struct paml_cost_model *cost,
-                int64_t last_run_ns, struct paml_batch *batch, bool *closed)
+paml_queue_take(struct paml_queue *queue, const struct paml_taker *taker,
+                struct paml_batch *batch, bool *closed)
 {
     bool more;
 
@@ -493,8 +493,7 @@ paml_queue_take(struct paml_queue *queue, const struct paml_cost_model *cost,
     *closed = queue_sort_inbox(queue, NULL);
     if (queue->schedule.count > 0) {
         batch->taken_ns = paml_now_ns();
-        paml_schedule_take(&queue->schedule, cost, last_run_ns, batch->taken_ns,
-                           *closed, batch);
+        paml_schedule_take(&queue->schedule, taker, batch->taken_ns, *closed, batch);
         for (uint32_t i = 0; i < batch->n; i++) {
             queue_uncount(queue, batch->ops[i]);
         }

@@ -97,8 +97,8 @@ void paml_queue_let_go(struct paml_queue *queue);
 /* What runs next, in `batch`, without waiting; see paml_schedule_take(). An empty
    batch: there is nothing, or a burst is growing, or a batch waits for more until
    batch->wait_until_ns; `*closed` then says whether there never will be. */
-void paml_queue_take(struct paml_queue *queue, const struct paml_cost_model *cost,
-                     int64_t last_run_ns, struct paml_batch *batch, bool *closed);
+void paml_queue_take(struct paml_queue *queue, const struct paml_taker *taker,
+                     struct paml_batch *batch, bool *closed);
 
 /* Whether a take would find something, or the end. */
 bool paml_queue_has_news(struct paml_queue *queue);

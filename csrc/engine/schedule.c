@@ -440,23 +440,28 @@ rows_of_a_run(const struct paml_schedule *schedule, const struct paml_op *leader
     return cap < schedule->batching->max_rows ? cap : schedule->batching->max_rows;
 }
 
-/* When the group may be taken, full or not. */
+/* When the group may be taken, full or not; INT64_MAX: not before it is full. */
 static int64_t
 released_at(const struct paml_schedule *schedule, struct paml_group *group,
-            const struct paml_cost_model *cost)
+            const struct paml_taker *taker)
 {
-    int64_t delay_ns = schedule->batching != NULL && group != &schedule->alone
-                           ? schedule->batching->max_delay_ns
-                           : 0;
+    const struct paml_cost_model *cost = taker->cost;
     const struct paml_op *head;
-    int64_t at, latest;
+    int64_t delay_ns, at, latest;
 
-    if (delay_ns == 0) {
+    if (schedule->batching == NULL || group == &schedule->alone) {
+        return 0;
+    }
+    delay_ns = schedule->batching->max_delay_ns;
+    if (delay_ns == 0 && taker->busy_ns == 0) {
         return 0;
     }
     head = paml_order_peek(&group->order);
     if (group->rows >= rows_of_a_run(schedule, head, cost)) {
         return 0;
+    }
+    if (taker->busy_ns > 0) {
+        return INT64_MAX;
     }
     at = group->since_ns + delay_ns;
     if (group->stale) {
@@ -477,7 +482,7 @@ released_at(const struct paml_schedule *schedule, struct paml_group *group,
 
 /* The op that leads the next run; NULL: none may yet, see batch->wait_until_ns. */
 static struct paml_op *
-choose_leader(struct paml_schedule *schedule, const struct paml_cost_model *cost,
+choose_leader(struct paml_schedule *schedule, const struct paml_taker *taker,
               int64_t now_ns, bool at_once, struct paml_batch *batch)
 {
     struct paml_group *group;
@@ -486,11 +491,11 @@ choose_leader(struct paml_schedule *schedule, const struct paml_cost_model *cost
 
     if (schedule->runs % AGEING_TURN == AGEING_TURN - 1 && schedule->oldest != NULL &&
         schedule->runs - schedule->oldest->runs_before >= AGEING_RUNS &&
-        (at_once || released_at(schedule, schedule->oldest->group, cost) <= now_ns)) {
+        (at_once || released_at(schedule, schedule->oldest->group, taker) <= now_ns)) {
         return schedule->oldest;
     }
     for (group = schedule->groups; group != NULL; group = group->next) {
-        at = at_once ? 0 : released_at(schedule, group, cost);
+        at = at_once ? 0 : released_at(schedule, group, taker);
         if (at > now_ns) {
             if (batch->wait_until_ns == 0 || at < batch->wait_until_ns) {
                 batch->wait_until_ns = at;
@@ -505,11 +510,13 @@ choose_leader(struct paml_schedule *schedule, const struct paml_cost_model *cost
     return leader;
 }
 
-/* Splits the window into what runs now, what is answered, and what goes back. */
+/* Splits the window into what the next run, which can begin at that time, takes, what
+   is answered, and what goes back. */
 static void
 window_plan(struct paml_schedule *schedule, struct paml_window *window,
-            struct paml_group *group, const struct paml_line *line, int64_t last_run_ns,
-            int64_t now_ns, int64_t max_rows, struct paml_batch *batch)
+            struct paml_group *group, const struct paml_line *line,
+            const struct paml_taker *taker, int64_t begin_ns, int64_t max_rows,
+            struct paml_batch *batch)
 {
     struct paml_plan_item items[PAML_PLAN_MOST];
     uint8_t verdict[PAML_PLAN_MOST];
@@ -523,8 +530,9 @@ window_plan(struct paml_schedule *schedule, struct paml_window *window,
             probe = i;
         }
     }
-    if (paml_plan(items, window->n, line, now_ns, max_rows, verdict) == 0 &&
-        now_ns - last_run_ns > PROBE_NS && window->ops[probe]->deadline_ns > now_ns) {
+    if (paml_plan(items, window->n, line, begin_ns, max_rows, verdict) == 0 &&
+        taker->busy_ns == 0 && begin_ns - taker->last_run_ns > PROBE_NS &&
+        window->ops[probe]->deadline_ns > begin_ns) {
         verdict[probe] = PAML_PLAN_TAKE; /* the estimate is old: find out */
     }
     for (uint32_t i = 0; i < window->n; i++) {
@@ -591,10 +599,11 @@ take_in_order(struct paml_schedule *schedule, struct paml_group *group,
 }
 
 int
-paml_schedule_take(struct paml_schedule *schedule, const struct paml_cost_model *cost,
-                   int64_t last_run_ns, int64_t now_ns, bool at_once,
-                   struct paml_batch *batch)
+paml_schedule_take(struct paml_schedule *schedule, const struct paml_taker *taker,
+                   int64_t now_ns, bool at_once, struct paml_batch *batch)
 {
+    const struct paml_cost_model *cost = taker->cost;
+    const int64_t begin_ns = now_ns + taker->busy_ns;
     struct paml_op *leader;
     struct paml_group *group;
     struct paml_line line = {0, 0};
@@ -609,7 +618,7 @@ paml_schedule_take(struct paml_schedule *schedule, const struct paml_cost_model 
     if (!batch_has_room(batch)) {
         return -1;
     }
-    leader = choose_leader(schedule, cost, now_ns, at_once, batch);
+    leader = choose_leader(schedule, taker, now_ns, at_once, batch);
     if (leader == NULL) {
         return 0;
     }
@@ -640,10 +649,10 @@ paml_schedule_take(struct paml_schedule *schedule, const struct paml_cost_model 
         if (dropped) {
             batch->release = PAML_RELEASE_SHAPE;
         }
-        if (paml_window_is_in_time(&window, &line, now_ns, max_rows)) {
+        if (paml_window_is_in_time(&window, &line, begin_ns, max_rows)) {
             window_take(schedule, &window, group, max_rows, batch);
         } else {
-            window_plan(schedule, &window, group, &line, last_run_ns, now_ns, max_rows,
+            window_plan(schedule, &window, group, &line, taker, begin_ns, max_rows,
                         batch);
         }
         if (alone && batch->n > 0) {

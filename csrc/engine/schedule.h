@@ -79,6 +79,15 @@ struct paml_batch {
     int64_t wait_until_ns;    /* n == 0: a batch will be released then; 0: none */
 };
 
+/* The instance that a batch is taken for. Owner: its worker. */
+struct paml_taker {
+    const struct paml_cost_model *cost;
+    int64_t last_run_ns; /* when it ran last */
+    /* How long its device is expected to be at work still, 0: it is idle. While it is
+       not, only a full batch is begun: others had better grow. */
+    int64_t busy_ns;
+};
+
 void paml_schedule_init(struct paml_schedule *schedule,
                         const struct paml_batching *batching, int64_t max_rows);
 void paml_schedule_destroy(struct paml_schedule *schedule); /* must be empty */
@@ -96,11 +105,9 @@ struct paml_op *paml_schedule_least(const struct paml_schedule *schedule);
    what a session is just handing over. */
 struct paml_op *paml_schedule_take_all(struct paml_schedule *schedule);
 
-/* Fills the batch, which is empty. `cost`: of the instance that will run it, last used
-   at `last_run_ns`. `now`: no batch waits for more (the queue is closed). -1 when
-   memory ran out before anything was taken. */
-int paml_schedule_take(struct paml_schedule *schedule,
-                       const struct paml_cost_model *cost, int64_t last_run_ns,
+/* Fills the batch, which is empty. `at_once`: no batch waits for more (the queue is
+   closed). -1 when memory ran out before anything was taken. */
+int paml_schedule_take(struct paml_schedule *schedule, const struct paml_taker *taker,
                        int64_t now_ns, bool at_once, struct paml_batch *batch);
 
 void paml_batch_init(struct paml_batch *batch);

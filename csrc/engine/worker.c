@@ -224,11 +224,20 @@ worker_make_way(struct paml_worker *worker)
     }
 }
 
+/* What runs next, for a device that is at work for so long yet.
+   Thread: worker. Locks: the queue's. */
+static void
+worker_take(struct paml_worker *worker, int64_t busy_ns, bool *closed)
+{
+    const struct paml_taker taker = {&worker->cost, worker->last_run_ns, busy_ns};
+
+    paml_queue_take(&worker->model->queue, &taker, &worker->batch, closed);
+}
+
 /* Serves the queue until it is closed and empty. Thread: worker. Locks: the queue's. */
 static void
 worker_serve(struct paml_worker *worker, void *instance, struct paml_error *error)
 {
-    struct paml_queue *queue = &worker->model->queue;
     int64_t begun_ns, now_ns;
     bool closed = false;
 
@@ -238,8 +247,7 @@ worker_serve(struct paml_worker *worker, void *instance, struct paml_error *erro
             break;
         }
         worker_take_tokens(worker);
-        paml_queue_take(queue, &worker->cost, worker->last_run_ns, &worker->batch,
-                        &closed);
+        worker_take(worker, 0, &closed);
         if (worker->batch.n == 0 && worker->batch.hopeless == NULL) {
             if (!closed) {
                 worker_wait(worker);
@@ -321,7 +329,6 @@ worker_wait_flying(struct paml_worker *worker, struct paml_flights *flights)
 static void
 worker_serve_flying(struct paml_worker *worker, struct paml_flights *flights)
 {
-    struct paml_queue *queue = &worker->model->queue;
     bool closed = false;
 
     while (!closed || paml_flights_up(flights) > 0) {
@@ -336,8 +343,7 @@ worker_serve_flying(struct paml_worker *worker, struct paml_flights *flights)
         }
         if (paml_flights_have_room(flights)) {
             worker_take_tokens(worker);
-            paml_queue_take(queue, &worker->cost, worker->last_run_ns, &worker->batch,
-                            &closed);
+            worker_take(worker, paml_flights_busy_ns(flights), &closed);
             if (worker->batch.n > 0 || worker->batch.hopeless != NULL) {
                 closed = false;
                 worker_begin(worker, flights);

@@ -13,8 +13,9 @@ struct scene {
     struct paml_batching batching;
     struct paml_schedule schedule;
     struct paml_cost_model cost;
+    struct paml_taker taker;
     struct paml_batch batch;
-    int64_t now_ns, last_run_ns;
+    int64_t now_ns;
     struct request *made[MOST];
     int n_made;
 };
@@ -30,7 +31,8 @@ scene_of(const struct paml_batching *batching, int64_t max_rows, int64_t admitte
     paml_schedule_init(&scene->schedule, &scene->batching, admitted);
     paml_cost_init(&scene->cost);
     paml_batch_init(&scene->batch);
-    scene->now_ns = scene->last_run_ns = 1000 * SECOND;
+    scene->now_ns = 1000 * SECOND;
+    scene->taker = (struct paml_taker){&scene->cost, scene->now_ns, 0};
     return scene;
 }
 
@@ -102,8 +104,8 @@ add_alone(struct scene *scene)
 static inline uint32_t
 take(struct scene *scene)
 {
-    CHECK(paml_schedule_take(&scene->schedule, &scene->cost, scene->last_run_ns,
-                             scene->now_ns, false, &scene->batch) == 0);
+    CHECK(paml_schedule_take(&scene->schedule, &scene->taker, scene->now_ns, false,
+                             &scene->batch) == 0);
     for (uint32_t i = 0; i < scene->batch.n; i++) {
         const struct paml_op *op = scene->batch.ops[i];
         CHECK(atomic_load(&op->state) == PAML_OP_CLAIMED && op->group == NULL);

@@ -88,14 +88,15 @@ a_mailbox_outlives_its_owner_while_somebody_posts(void)
 static struct paml_op *
 take_now(struct paml_queue *queue)
 {
-    static struct paml_cost_model cost;
+    struct paml_cost_model cost;
+    const struct paml_taker taker = {.cost = &cost};
     struct paml_batch batch;
     struct paml_op *op;
     bool closed;
 
     paml_cost_init(&cost);
     paml_batch_init(&batch);
-    paml_queue_take(queue, &cost, 0, &batch, &closed);
+    paml_queue_take(queue, &taker, &batch, &closed);
     op = batch.n > 0 ? batch.ops[0] : NULL;
     paml_batch_destroy(&batch);
     return op;

@@ -270,8 +270,8 @@ closing_releases_everything(void)
     struct scene *scene = scene_with_delay(4, SECOND);
     struct paml_op *a = add_op(scene, 1, 2);
 
-    CHECK(paml_schedule_take(&scene->schedule, &scene->cost, scene->last_run_ns,
-                             scene->now_ns, true, &scene->batch) == 0);
+    CHECK(paml_schedule_take(&scene->schedule, &scene->taker, scene->now_ns, true,
+                             &scene->batch) == 0);
     CHECK(scene->batch.n == 1 && scene->batch.ops[0] == a);
     CHECK(scene->batch.release == PAML_RELEASE_DRAINED);
     scene_drop(scene);
@@ -292,6 +292,44 @@ waiting_for_company_spends_half_of_the_time_at_most(void)
           SECOND / 100);
     scene->now_ns = scene->batch.wait_until_ns;
     EXPECT(scene, DELAY, a);
+    scene_drop(scene);
+}
+
+static void
+while_the_device_is_busy_only_a_full_batch_is_begun(void)
+{
+    struct scene *scene = scene_new(4);
+    struct paml_op *a = add_op(scene, 2, 2), *b, *c, *alone;
+
+    scene->taker.busy_ns = 1;
+    expect_nothing(scene);
+    CHECK(scene->batch.wait_until_ns == INT64_MAX);
+    b = add_op(scene, 1, 2);
+    alone = add_alone(scene);
+    EXPECT(scene, ALONE, alone);
+    expect_nothing(scene);
+    c = add_op(scene, 1, 2);
+    EXPECT(scene, FULL, a, b, c);
+    a = add_op(scene, 1, 2);
+    expect_nothing(scene);
+    scene->taker.busy_ns = 0;
+    EXPECT(scene, DRAINED, a);
+    scene_drop(scene);
+}
+
+static void
+what_cannot_be_met_after_the_runs_before_is_hopeless(void)
+{
+    struct scene *scene = scene_new(1);
+    struct paml_op *a = add_urgent(scene, 1, 2, 0, 3 * SECOND);
+
+    teach(scene, a, 0, SECOND, 8);
+    scene->taker.busy_ns = SECOND;
+    EXPECT(scene, FULL, a);
+    a = add_urgent(scene, 1, 2, 0, 3 * SECOND);
+    scene->taker.busy_ns = 3 * SECOND;
+    CHECK(take(scene) == 0);
+    CHECK(scene->batch.hopeless == a);
     scene_drop(scene);
 }
 
@@ -437,10 +475,10 @@ estimate_that_meets_nobody_is_tried_again_after_a_second(void)
         ops[i] = add_urgent(scene, 1, 2, 0, 5 + i);
     }
     teach(scene, ops[0], 10, 1000, 8);
-    scene->last_run_ns = scene->now_ns - 2 * SECOND;
+    scene->taker.last_run_ns = scene->now_ns - 2 * SECOND;
     CHECK(take(scene) == 1 && scene->batch.ops[0] == ops[2]); /* has the most time */
     CHECK(scene->batch.hopeless == ops[1] && ops[1]->next == ops[0]);
-    scene->last_run_ns = scene->now_ns;
+    scene->taker.last_run_ns = scene->now_ns;
     ops[0] = add_urgent(scene, 1, 2, 0, 5);
     CHECK(take(scene) == 0 && scene->batch.hopeless == ops[0]);
     scene_drop(scene);
@@ -568,6 +606,8 @@ main(void)
     RUN(closing_releases_everything);
     RUN(waiting_for_company_spends_half_of_the_time_at_most);
     RUN(any_members_deadline_shortens_the_wait);
+    RUN(while_the_device_is_busy_only_a_full_batch_is_begun);
+    RUN(what_cannot_be_met_after_the_runs_before_is_hopeless);
     RUN(similar_lengths_go_together_most_urgent_first);
     RUN(nearest_lengths_fill_the_batch_and_the_others_keep_their_order);
     RUN(padding_adds_no_more_than_a_third);

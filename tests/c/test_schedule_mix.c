@@ -111,7 +111,7 @@ any_mix_loses_nothing_and_keeps_every_limit(void)
                         paml_batch_cost_key(&scene->batching, scene->batch.ops[0]),
                         scene->batch.rows > 0 ? scene->batch.rows : 1,
                         20 + 5 * scene->batch.rows);
-                    scene->last_run_ns = scene->now_ns;
+                    scene->taker.last_run_ns = scene->now_ns;
                 }
             }
             CHECK(scene->schedule.rows == waiting_rows(scene, waits));
