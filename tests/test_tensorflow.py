@@ -429,11 +429,20 @@ async def _closed(path, **options):
         pass
 
 
-def test_a_device_that_isnt_there_is_refused(models):
-    with pytest.raises(ml.LoadError, match="no GPU"):
-        asyncio.run(_load(models / "keras", device="cuda:0"))
-    with pytest.raises(ml.LoadError, match="CUDA_VISIBLE_DEVICES"):
-        asyncio.run(_load(models / "keras", device="cuda:1"))
+@pytest.mark.parametrize("device", ["cuda:0", "cuda:1", ["cpu", "cuda:3"]])
+def test_a_gpu_that_isnt_there_is_refused_with_what_is(models, device):
+    name = device if isinstance(device, str) else device[-1]
+    with pytest.raises(
+        ml.LoadError, match=f"'{name}': .* finds no GPU here; it has CPU:0$"
+    ):
+        asyncio.run(_load(models / "keras", device=device))
+
+
+def test_a_device_that_no_savedmodel_runs_on_is_refused(models):
+    with pytest.raises(ml.LoadError, match="'mps:0': a SavedModel runs on 'cpu' or"):
+        asyncio.run(_load(models / "keras", device="mps"))
+    with pytest.raises(ValueError, match=r"got 'gpu:0'; there is cpu, cuda"):
+        ml.load(models / "keras", device="gpu:0")
 
 
 def test_threads_are_the_instances_own(models):
