@@ -97,6 +97,22 @@ def test_numbers_are_scalars_of_the_type_that_the_signature_says(models):
         infer(models / "several", 1.5, True, entry="count")
 
 
+def test_numbers_are_scalars_where_any_shape_goes(models):
+    for number in (5, 2**63 - 1, 2**63, 2**64 - 1):
+        result = infer(models / "dtypes", number, entry="uint64")
+        same(result["same"], np.array(number, np.uint64))
+    for number in (3, -1.5):
+        for name in ("complex64", "complex128"):
+            result = infer(models / "dtypes", number, entry=name)
+            same(result["twice"], np.array([number, number], name))
+    with pytest.raises(ml.InputError, match="doesn't fit in 64 bits"):
+        infer(models / "dtypes", 2**64, entry="uint64")
+    with pytest.raises(ml.InputError, match="'x': the number is none .* DT_UINT64"):
+        infer(models / "dtypes", -1, entry="uint64")
+    with pytest.raises(TypeError, match="'x': expected tensor, got float"):
+        infer(models / "dtypes", 1.5, entry="float8_e5m2")
+
+
 @pytest.mark.parametrize(
     ("entry", "name"), [("half", "float16"), ("brain", "bfloat16")]
 )
