@@ -4,7 +4,8 @@
 
 #include "value.h"
 
-#define PAML_TF_STRING 7 /* of TF_DataType */
+/* Of TF_DataType. */
+enum { PAML_TF_FLOAT = 1, PAML_TF_STRING = 7 };
 
 /* TensorFlow's number for elements of a tensor; 0: it has none. */
 int paml_tf_type_of(DLDataType dtype);
