@@ -88,9 +88,10 @@ def plain_extension(name: str) -> Extension:
         sources=sorted(
             glob.glob(f"csrc/backends/{name}/*.c")
             + ["csrc/engine/value.c", "csrc/engine/string_tensor.c"]
+            + ["csrc/backends/numbers.c"]
         ),
         depends=core.depends,
-        include_dirs=["csrc/engine", f"csrc/backends/{name}"],
+        include_dirs=["csrc/engine", "csrc/backends", f"csrc/backends/{name}"],
         define_macros=core.define_macros,
         libraries=["m"],
         extra_compile_args=core.extra_compile_args,

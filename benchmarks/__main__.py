@@ -20,6 +20,7 @@ SUITES = {
     "overload": suites.overload_suite,
     "onnx": suites.onnx_suite,
     "tensorflow": suites.tensorflow_suite,
+    "keras": suites.keras_suite,
     "text": suites.text_suite,
     "streams": suites.streams_suite,
     "train": suites.train_suite,

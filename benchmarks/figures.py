@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import devices, filetypes, graph, overload, savedmodels, streams, train, xla
+from . import (
+    devices,
+    filetypes,
+    graph,
+    keras_digits,
+    overload,
+    savedmodels,
+    streams,
+    train,
+    xla,
+)
 from .load import Run
 from .models import NATIVE_ROWS as BATCH_ROWS
 from .quantiles import Spread
@@ -74,6 +84,16 @@ def goodput(run: Run) -> float:
 def growth(run: Run) -> float:
     assert run.growth is not None
     return run.growth
+
+
+def accuracy(run: Run) -> float:
+    assert run.accuracy is not None
+    return run.accuracy
+
+
+def differing(run: Run) -> float:
+    assert run.differing is not None
+    return run.differing
 
 
 def kept_up(run: Run) -> float:
@@ -154,6 +174,8 @@ def figures(results: Results) -> list[Figure]:
     for model in (savedmodels.TINY_NAME, savedmodels.NAME):
         if reader.has(model):
             _tensorflow(reader, model)
+    if reader.has(keras_digits.WORKLOAD):
+        _keras(reader)
     if reader.has("MiniLM"):
         _text(reader)
     if reader.has(streams.WORKLOAD):
@@ -390,6 +412,29 @@ def _tensorflow(reader: _Reader, model: str) -> None:
             reader.add(text, _divided(mine, other))
     if model == savedmodels.TINY_NAME:
         _call_of_the_backend(reader, model)
+
+
+def _keras(reader: _Reader) -> None:
+    def trained(read: Callable[[Run], float], name: str) -> list[float]:
+        return reader.rounds(
+            read, name, keras_digits.WORKLOAD, keras_digits.BATCH, mode="train"
+        )
+
+    fit = keras_digits.FIT
+    for name in keras_digits.LOOPS:
+        text = f"{keras_digits.WORKLOAD}, losses other than {name}'s"
+        reader.add(text, trained(differing, name), AT_MOST, 0.0)
+        text = f"{keras_digits.WORKLOAD}, steps per second: {fit} / {name}"
+        reader.add(text, _divided(trained(throughput, fit), trained(throughput, name)))
+    text = f"{keras_digits.WORKLOAD}, accuracy on held-out images"
+    reader.add(text, trained(accuracy, keras_digits.BESIDE), AT_LEAST, 0.95)
+    served = keras_digits.SERVED
+    beside = reader.rounds(lag_p99, fit, served, keras_digits.CLIENTS)
+    alone = reader.rounds(lag_p99, keras_digits.NOTHING, served, keras_digits.CLIENTS)
+    idle = reader.rounds(lag_p99, "idle loop", served, 0, mode="idle")
+    for what, lags in ((keras_digits.NOTHING, alone), ("an idle loop", idle)):
+        text = f"{served}, {keras_digits.CLIENTS} clients, loop lag p99: {fit} / {what}"
+        reader.add(text, _divided(beside, lags))
 
 
 def _text(reader: _Reader) -> None:

@@ -46,6 +46,9 @@ class Run:
     growth: float | None = None  # of resident memory, from a quarter in to the end
     waiting: int | None = None  # the most rows that were seen in the model's queue
     refused: int | None = None  # requests that failed: their deadline, or the queue
+    # Of a training:
+    accuracy: float | None = None  # on held-out data
+    differing: int | None = None  # losses that aren't the other loop's, bit for bit
 
     @property
     def rps(self) -> float:

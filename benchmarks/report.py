@@ -25,6 +25,8 @@ COLUMNS: tuple[tuple[str, Callable[[Run], float | None]], ...] = (
     ("memory growth", lambda run: run.growth),
     ("streams", lambda run: run.streams),
     ("rows waiting", lambda run: run.waiting),
+    ("accuracy", lambda run: run.accuracy),
+    ("other losses", lambda run: run.differing),
 )
 SPREAD_COLUMNS = ("req/s", "lag p99 µs", "streams")  # shown with their ends
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from . import (
     filetypes,
     floors,
     graph,
+    keras_digits,
     load,
     minilm,
     overload,
@@ -382,6 +384,39 @@ async def tensorflow_suite(results: Results, plan: Plan) -> None:
                             await one.closed(turn, in_flight)
                         await two.closed(turn, 64)
                         await one.idle()
+
+
+async def keras_suite(results: Results, plan: Plan) -> None:
+    if missing := keras_digits.missing():
+        say(f"keras: skipped, for want of {', '.join(missing)}")
+        return
+    say(keras_digits.WORKLOAD)
+    quick = plan.seconds <= 0.05
+    epochs = 1 if quick else keras_digits.EPOCHS
+    seconds = keras_digits.LONGER * plan.seconds
+    digits = keras_digits.Digits()
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "digits"
+        digits.write(path)
+        for _ in range(plan.rounds):
+            async with keras_digits.Training.open(digits, path) as training:
+                served = (keras_digits.SERVED, 1, "closed", keras_digits.CLIENTS)
+                trained = (keras_digits.WORKLOAD, 1, "train", keras_digits.BATCH)
+                idle = Cell(keras_digits.SERVED, 1, "idle", 0, "idle loop")
+                results.add(idle, await load.idle(seconds))
+                run = await training.clients(None, seconds)
+                results.add(Cell(*served, keras_digits.NOTHING), run)
+                fit = asyncio.create_task(training.fit(epochs))
+                run = await training.clients(fit, 0.0)
+                results.add(Cell(*served, keras_digits.FIT), run)
+                run, losses = await fit
+                run = replace(run, accuracy=await training.accuracy())
+                results.add(Cell(*trained, keras_digits.BESIDE), run)
+                run, _ = await training.fit(epochs)
+                results.add(Cell(*trained, keras_digits.FIT), run)
+            for name, compiled in keras_digits.LOOPS.items():
+                run = keras_digits.own_loop(digits, compiled, epochs, losses)
+                results.add(Cell(*trained, name), run)
 
 
 async def text_suite(results: Results, plan: Plan) -> None:

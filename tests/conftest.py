@@ -22,6 +22,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import installed
 import own_process
 import pytest
 import shards
@@ -39,6 +40,7 @@ PATIENCE = 5.0  # seconds
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    installed.register(config)
     own_process.register(config)
     shards.register(config)
 

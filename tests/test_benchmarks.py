@@ -20,6 +20,7 @@ from benchmarks import (
     devices,
     echo,
     filetypes,
+    keras_digits,
     load,
     minilm,
     overload,
@@ -160,6 +161,38 @@ def test_the_tensorflow_suite_measures_everyone_and_the_floor(tmp_path: Path) ->
             assert {cell.contender for cell in cells} == set(savedmodels.starters())
     for figure in figures(results):
         assert figure.text in text
+
+
+@pytest.mark.skipif(
+    bool(keras_digits.missing()),
+    reason=f"{', '.join(keras_digits.missing())} is not installed",
+)
+def test_the_keras_suite_compares_every_loss_and_measures_the_clients(
+    tmp_path: Path,
+) -> None:
+    results, text = smoke("keras", tmp_path)
+    trained, served = (
+        {
+            cell.contender: runs
+            for cell, runs in results.cells.items()
+            if cell[0] == name
+        }
+        for name in (keras_digits.WORKLOAD, keras_digits.SERVED)
+    )
+    fits = {keras_digits.FIT, keras_digits.BESIDE}
+    assert set(trained) == {*fits, *keras_digits.LOOPS}
+    assert set(served) == {"idle loop", keras_digits.FIT, keras_digits.NOTHING}
+    for name in keras_digits.LOOPS:
+        assert [run.differing for run in trained[name]] == [0]
+    for figure in figures(results):
+        assert figure.text in text
+
+
+def test_losses_are_compared_bit_for_bit() -> None:
+    pytest.importorskip("numpy")
+    expected = [1.5, 0.1, 0.0]
+    assert keras_digits.differing(expected, expected) == 0
+    assert keras_digits.differing([1.5, 0.1 + 1e-8, -0.0], expected) == 2
 
 
 @pytest.mark.torch

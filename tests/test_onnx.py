@@ -62,10 +62,13 @@ def test_bfloat16_and_small_floats_go_in_and_come_out(tmp_path):
     for element, dtype in [
         (TYPES.BFLOAT16, ml_dtypes.bfloat16),
         (TYPES.FLOAT8E4M3FN, ml_dtypes.float8_e4m3fn),
+        (TYPES.FLOAT8E4M3FNUZ, ml_dtypes.float8_e4m3fnuz),
         (TYPES.FLOAT8E5M2, ml_dtypes.float8_e5m2),
+        (TYPES.FLOAT8E5M2FNUZ, ml_dtypes.float8_e5m2fnuz),
     ]:
         path = models.unary(tmp_path / "m.onnx", element=element, opset=19)
         same(infer(path, x := np.arange(8).reshape(2, 4).astype(dtype)), x)
+        same(infer(path, x[:, ::2].repeat(2, 1)), x[:, ::2].repeat(2, 1))
 
 
 @pytest.mark.torch
@@ -109,6 +112,40 @@ def test_a_scalar_takes_a_number_a_string_or_an_array_of_no_axes(tmp_path):
     assert infer(path, 7) == 7.0
     path = models.unary(tmp_path / "s.onnx", element=TYPES.STRING, shape=[])
     assert infer(path, "one").item() == "one"
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_a_number_becomes_the_nearest_of_a_short_float(tmp_path, name):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    dtype = np.dtype(getattr(ml_dtypes, name, None) or name)
+    path = models.unary(
+        tmp_path / "m.onnx", element=getattr(TYPES, name.upper()), shape=[]
+    )
+    values = [0.0, -0.0, 1 / 3, 65519.0, 65520.0, 3e-8, 1e-40, np.inf, 7, True]
+
+    async def main():
+        async with ml.load(path) as model:
+            return [await model.infer(value) for value in values]
+
+    for value, result in zip(values, asyncio.run(main()), strict=True):
+        with np.errstate(over="ignore"):
+            expected = np.float64(value).astype(dtype)
+        assert result.dtype == dtype
+        assert result.tobytes() == expected.tobytes(), value
+
+
+def test_a_large_int_is_a_uint64_where_one_is_taken(tmp_path):
+    path = models.unary(tmp_path / "u8.onnx", element=TYPES.UINT64, shape=[])
+    for number in (0, 2**63 - 1, 2**63, 2**64 - 1):
+        same(infer(path, number), np.array(number, np.uint64))
+    for number in (2**64, -(2**70)):
+        with pytest.raises(ml.InputError, match="'x': the number doesn't fit in 64"):
+            infer(path, number)
+    with pytest.raises(ml.InputError, match="'x': the int isn't one of uint64"):
+        infer(path, -1)
+    path = models.unary(tmp_path / "i8.onnx", element=TYPES.INT64, shape=[])
+    with pytest.raises(ml.InputError, match="'x': the number doesn't fit in 64 bits"):
+        infer(path, 2**63)
 
 
 @pytest.mark.parametrize(
@@ -315,6 +352,13 @@ def test_four_bit_numbers_are_refused_at_load(tmp_path, element, name):
     )
     with pytest.raises(ml.LoadError, match=rf"input 'x' is a tensor\({name}\)"):
         infer(path, np.ones(2, np.float32))
+
+
+@pytest.mark.parametrize("name", ["complex64", "complex128"])
+def test_complex_numbers_are_refused_at_load(tmp_path, name):
+    path = models.unary(tmp_path / "m.onnx", element=getattr(TYPES, name.upper()))
+    with pytest.raises(ml.LoadError, match=rf"m\.onnx.*tensor\({name}\)"):
+        infer(path, np.ones((1, 4), name))
 
 
 # --- errors ---

@@ -97,6 +97,22 @@ def test_numbers_are_scalars_of_the_type_that_the_signature_says(models):
         infer(models / "several", 1.5, True, entry="count")
 
 
+def test_numbers_are_scalars_where_any_shape_goes(models):
+    for number in (5, 2**63 - 1, 2**63, 2**64 - 1):
+        result = infer(models / "dtypes", number, entry="uint64")
+        same(result["same"], np.array(number, np.uint64))
+    for number in (3, -1.5):
+        for name in ("complex64", "complex128"):
+            result = infer(models / "dtypes", number, entry=name)
+            same(result["twice"], np.array([number, number], name))
+    with pytest.raises(ml.InputError, match="doesn't fit in 64 bits"):
+        infer(models / "dtypes", 2**64, entry="uint64")
+    with pytest.raises(ml.InputError, match="'x': the number is none .* DT_UINT64"):
+        infer(models / "dtypes", -1, entry="uint64")
+    with pytest.raises(TypeError, match="'x': expected tensor, got float"):
+        infer(models / "dtypes", 1.5, entry="float8_e5m2")
+
+
 @pytest.mark.parametrize(
     ("entry", "name"), [("half", "float16"), ("brain", "bfloat16")]
 )
@@ -429,11 +445,20 @@ async def _closed(path, **options):
         pass
 
 
-def test_a_device_that_isnt_there_is_refused(models):
-    with pytest.raises(ml.LoadError, match="no GPU"):
-        asyncio.run(_load(models / "keras", device="cuda:0"))
-    with pytest.raises(ml.LoadError, match="CUDA_VISIBLE_DEVICES"):
-        asyncio.run(_load(models / "keras", device="cuda:1"))
+@pytest.mark.parametrize("device", ["cuda:0", "cuda:1", ["cpu", "cuda:3"]])
+def test_a_gpu_that_isnt_there_is_refused_with_what_is(models, device):
+    name = device if isinstance(device, str) else device[-1]
+    with pytest.raises(
+        ml.LoadError, match=f"'{name}': .* finds no GPU here; it has CPU:0$"
+    ):
+        asyncio.run(_load(models / "keras", device=device))
+
+
+def test_a_device_that_no_savedmodel_runs_on_is_refused(models):
+    with pytest.raises(ml.LoadError, match="'mps:0': a SavedModel runs on 'cpu' or"):
+        asyncio.run(_load(models / "keras", device="mps"))
+    with pytest.raises(ValueError, match=r"got 'gpu:0'; there is cpu, cuda"):
+        ml.load(models / "keras", device="gpu:0")
 
 
 def test_threads_are_the_instances_own(models):

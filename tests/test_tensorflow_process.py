@@ -133,27 +133,8 @@ def test_process_ends_while_tensorflow_runs(models, how):
         ends_well(run(ISOLATED / "tensorflow_exit.py", models / "several", how))
 
 
-def test_a_live_keras_model_runs_with_one_line(models):
-    done = run_source(
-        f"""
-        import asyncio, keras, numpy as np, tensorflow as tf
-        import pyasyncml as ml
-
-        saved = np.load({str(models / "keras.npz")!r})
-        model = keras.models.load_model({str(models / "keras.keras")!r})
-
-        async def main():
-            async with ml.load(lambda p, e: model([p, e]).numpy()) as live:
-                scores = await live.infer(saved["pixels"], saved["extra"])
-                assert type(scores) is np.ndarray
-                assert np.allclose(scores, saved["scores"], rtol=1e-5)
-            async with ml.load(tf.function(lambda x: x * 2)) as live:
-                assert (np.asarray(await live.infer(np.ones(3))) == 2).all()
-
-        asyncio.run(main())
-        """,
-        TF_CPP_MIN_LOG_LEVEL="3",
-    )
+def test_live_keras_models_and_functions_run_with_one_line_and_give_numpy(models):
+    done = run(ISOLATED / "tensorflow_live.py", models, TF_CPP_MIN_LOG_LEVEL="3")
     assert done.returncode == 0, done.stderr
 
 

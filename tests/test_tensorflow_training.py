@@ -136,6 +136,41 @@ def test_a_checkpoint_is_tensorflows_and_brings_everything_back(models, tmp_path
     assert any("iteration" in line and line.endswith("[]") for line in lines)
 
 
+async def answers(model):
+    """The different ones to one request, once all devices have given some."""
+    found, before = set(), model.stats().instances
+    while any(
+        now.runs == then.runs
+        for now, then in zip(model.stats().instances, before, strict=True)
+    ):
+        scores = await asyncio.gather(*(model.infer(X[:ROWS]) for _ in range(20)))
+        found.update(score.tobytes() for score in scores)
+    return found
+
+
+def test_each_device_has_variables_of_its_own_and_restore_reaches_all(models, tmp_path):
+    async def main():
+        shared = SharedProgram(models / "training")
+        async with (
+            ml.load(shared, entry="train_step", device="cpu:1") as step,
+            ml.load(shared, entry="predict", device=["cpu:0", "cpu:1"]) as predict,
+        ):
+            (fresh,) = await answers(predict)
+            await train(step, range(5))
+            assert len(await answers(predict)) == 2
+            await call(shared.save, tmp_path / "untrained", device="cpu:0")
+            await call(shared.save, tmp_path / "trained")  # cpu:1 came first
+            await call(shared.restore, tmp_path / "trained")
+            (trained,) = await answers(predict)
+            assert trained != fresh
+            await call(shared.restore, tmp_path / "untrained")
+            assert await answers(predict) == {fresh}
+            with pytest.raises(ml.LoadError, match=r"no model of this .* on cuda:0"):
+                await call(shared.save, tmp_path / "none", device="cuda:0")
+
+    asyncio.run(main())
+
+
 def test_a_program_goes_with_the_last_that_holds_it(models):
     async def main():
         shared = SharedProgram(models / "training")
@@ -331,6 +366,29 @@ def test_a_file_is_no_savedmodel(tmp_path):
     path.write_bytes(b"anything")
     with pytest.raises(ml.LoadError, match="is a file; a SavedModel is a folder"):
         asyncio.run(ml.Trainer.load(path))
+
+
+def test_a_trainers_weights_come_from_its_device_and_reach_all_of_a_model(models):
+    async def main():
+        shared = SharedProgram(models / "training")
+        devices = ["cpu:0", "cpu:1"]
+        async with (
+            ml.load(models / "training", entry="predict", device=devices) as served,
+            ml.load(shared, entry="predict", device="cpu:0") as beside,
+            await ml.Trainer.load(shared, device="cpu:1") as trainer,
+        ):
+            (fresh,) = await answers(served)
+            await trainer.step(X[:ROWS], Y[:ROWS])
+            await served.update_weights(trainer)
+            (trained,) = await answers(served)
+            assert trained != fresh
+            assert await answers(beside) == {fresh}
+        with pytest.raises(ValueError, match=r"device: .* one device, got 2"):
+            await ml.Trainer.load(shared, device=devices)
+        with pytest.raises(ml.LoadError, match=r"'cuda:0': .* finds no GPU"):
+            await ml.Trainer.load(shared, device="cuda:0")
+
+    asyncio.run(main())
 
 
 def test_what_trains_nothing_is_no_trainer(models):

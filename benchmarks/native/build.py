@@ -66,11 +66,13 @@ def _backend_loop(name: str, backend: str) -> Path:
         *(path for path in sorted(folder.glob("*.c")) if path.stem != "module"),
         csrc / "engine" / "value.c",
         csrc / "engine" / "string_tensor.c",
+        csrc / "backends" / "numbers.c",
     ]
-    headers = sorted([*folder.glob("*.h"), *(csrc / "engine").glob("*.h")])
+    folders = [csrc / "engine", csrc / "backends", folder]
+    headers = sorted(path for place in folders for path in place.glob("*.h"))
     compiler = [os.environ.get("CC", "cc"), "-std=c11", "-O2", "-pthread"]
-    includes = [csrc / "engine", folder]
-    includes.append(Path(dlpack.submodule_search_locations[0]) / "include")
+    dlpack_include = Path(dlpack.submodule_search_locations[0]) / "include"
+    includes = [*folders, dlpack_include]
     return _build(
         name,
         f"{name}.c",

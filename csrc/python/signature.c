@@ -263,6 +263,27 @@ state_at(const struct paml_session *session, Py_ssize_t argument)
     return -1;
 }
 
+/* What was given for one input. */
+static int
+append_input(struct module_state *state, struct paml_request *request,
+             const struct input_spec *spec, PyObject *object,
+             const struct input_name *name, struct tensor_census *census)
+{
+    const uint32_t scalar = PAML_KIND_BIT(PAML_TENSOR) | PAML_KIND_BIT(PAML_INT);
+
+    if (paml_dtype_is_strings(spec->dtype)) {
+        return paml_strings_append(state, request, object, spec->dtype.code, name);
+    }
+    if (spec->dtype.code == kDLUInt && spec->dtype.bits == 64 &&
+        (spec->kinds & scalar) == scalar) {
+        int status = paml_value_append_large(state, request, object, name);
+        if (status != 0) {
+            return status;
+        }
+    }
+    return paml_value_append(state, request, object, spec->kinds, name, census);
+}
+
 /* The session's beginning, borrowed: it tells the shape. */
 static int
 append_state(struct paml_request *request, const struct paml_session *session, int k)
@@ -363,11 +384,7 @@ paml_signature_bind(struct module_state *state, const struct signature *signatur
                 goto done;
             }
             value->count = PAML_ABSENT;
-        } else if ((paml_dtype_is_strings(spec->dtype)
-                        ? paml_strings_append(state, request, bound[i],
-                                              spec->dtype.code, &name)
-                        : paml_value_append(state, request, bound[i], spec->kinds,
-                                            &name, census)) < 0) {
+        } else if (append_input(state, request, spec, bound[i], &name, census) < 0) {
             goto done;
         } else if (request->op.inputs[first].kind == PAML_TENSOR &&
                    check_tensor(state, spec, &request->op.inputs[first].tensor) < 0) {

@@ -34,6 +34,11 @@ int paml_value_append(struct module_state *state, struct paml_request *request,
                       PyObject *object, uint32_t kinds, const struct input_name *name,
                       struct tensor_census *census);
 
+/* An int too large for int64, where an input is uint64: a tensor without axes. 1: done.
+   0: the object is something else. -1: as above. */
+int paml_value_append_large(struct module_state *state, struct paml_request *request,
+                            PyObject *object, const struct input_name *name);
+
 /* An opaque object (stolen), for the python backend. */
 int paml_value_append_object(struct paml_request *request, PyObject *object);
 

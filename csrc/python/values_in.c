@@ -715,6 +715,38 @@ paml_value_append(struct module_state *state, struct paml_request *request,
 }
 
 int
+paml_value_append_large(struct module_state *state, struct paml_request *request,
+                        PyObject *object, const struct input_name *name)
+{
+    const DLDataType dtype = {kDLUInt, 64, 1};
+    struct paml_value *value;
+    unsigned long long number;
+    int overflow = 0;
+
+    if (PyLong_Check(object)) {
+        PyLong_AsLongLongAndOverflow(object, &overflow);
+    }
+    if (overflow <= 0) {
+        return 0;
+    }
+    number = PyLong_AsUnsignedLongLong(object);
+    if (PyErr_Occurred()) {
+        return paml_input_refuse(state->InputError, name,
+                                 "the number doesn't fit in 64 bits");
+    }
+    value = paml_request_input(request);
+    if (value == NULL) {
+        return -1;
+    }
+    if (paml_tensor_new(value, dtype, 0, NULL) < 0) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    memcpy(value->tensor.data, &number, sizeof(number));
+    return 1;
+}
+
+int
 paml_value_append_object(struct paml_request *request, PyObject *object)
 {
     struct paml_value *value = paml_request_input(request);

@@ -9,14 +9,53 @@ from typing import Any
 
 
 def live_callable(source: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-    """What a worker calls: for a torch module, with tensors converted on both sides.
+    """What a worker calls: for a torch module, with tensors converted on both sides;
+    for what is Keras's or TensorFlow's, with numpy arrays for tensors coming out.
 
     A module runs under `torch.inference_mode()`, in the mode (train or eval) it is in.
     """
     torch = sys.modules.get("torch")
-    if torch is None or not isinstance(source, torch.nn.Module):
-        return function
-    return functools.partial(_run_module, torch, function)
+    if torch is not None and isinstance(source, torch.nn.Module):
+        return functools.partial(_run_module, torch, function)
+    if isinstance(source, types := _tensorflow_types()) or isinstance(function, types):
+        return functools.partial(_run_tensorflow, function)
+    return function
+
+
+def _tensorflow_types() -> tuple[type, ...]:
+    """Whose calls give tensors that are no numpy arrays: of what is imported."""
+    found: tuple[type, ...] = ()
+    for path in (
+        "keras.layers.Layer",  # models are some
+        "tensorflow.Module",
+        "tensorflow.types.experimental.Callable",  # of tf.function and SavedModels
+    ):
+        package, *names = path.split(".")
+        item: Any = sys.modules.get(package)
+        for name in names:  # not there yet while another thread imports it
+            item = getattr(item, name, None)
+        found += (item,) if isinstance(item, type) else ()
+    return found
+
+
+def _run_tensorflow(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    return _map(_array, function(*args, **kwargs))
+
+
+def _array(leaf: Any) -> Any:
+    """A tensor of TensorFlow's, or of whatever Keras runs on, as a SavedModel's output
+    would be: of no axes too, and with objects for strings."""
+    import numpy as np
+
+    tensorflow, keras = sys.modules.get("tensorflow"), sys.modules.get("keras")
+    if tensorflow is not None and isinstance(
+        leaf, (tensorflow.Tensor, tensorflow.Variable)
+    ):
+        value = leaf.numpy()
+        return np.array(value, object) if leaf.dtype == "string" else np.asarray(value)
+    if keras is not None and keras.ops.is_tensor(leaf):
+        return keras.ops.convert_to_numpy(leaf)
+    return leaf
 
 
 def _run_module(

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import LoadError
+from . import parse_devices
 
 _LIBRARY = "libtensorflow_cc.so.2"
 _FRAMEWORK = "libtensorflow_framework.so.2"  # which that one needs
@@ -84,6 +85,9 @@ class SharedProgram:
     `save` wrote. The first model decides how many `threads` the session has. A warm-up
     with `inputs` of a training step trains.
 
+    Each device that a model of the program is loaded on has variables of its own, which
+    begin as the folder's: to share them, models run on the same device.
+
     The variables are in memory as long as a model of the program is, or this object.
     """
 
@@ -93,21 +97,28 @@ class SharedProgram:
         self._native = _import_native()
         self._program = self._native.program(self.path)
 
-    def save(self, prefix: str | os.PathLike[str]) -> None:
+    def save(
+        self, prefix: str | os.PathLike[str], *, device: str | None = None
+    ) -> None:
         """Write the variables to a checkpoint: files whose names begin with `prefix`,
         which `tf.train.load_checkpoint` reads.
 
+        `device`: whose, "cuda:0" or the like; None: those of the device that a model of
+        the program was loaded on first.
+
         Blocks for as long as that takes, without the GIL: ``await call(shared.save,
         prefix)``. Steps that run meanwhile may be in it in part. Raises `LoadError`
-        where the SavedModel can't be loaded or has no operations for it, and
-        `BackendError`.
+        where the SavedModel can't be loaded, has no operations for it or has no model
+        on that device, `ValueError` for no device's name, and `BackendError`.
         """
+        where = None if device is None else parse_devices(device)[0][1]
         capsule()
-        self._native.save(self._program, os.fspath(prefix))
+        self._native.save(self._program, os.fspath(prefix), where)
 
     def restore(self, prefix: str | os.PathLike[str]) -> None:
         """Read the variables from a checkpoint that `save` wrote, or TensorFlow did for
-        the same program. As `save`."""
+        the same program: on all devices that its models run on, one by one; on the CPU
+        where there is no model yet. As `save`."""
         capsule()
         self._native.restore(self._program, os.fspath(prefix))
 

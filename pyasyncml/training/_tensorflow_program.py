@@ -15,6 +15,7 @@ from typing import Any
 
 from .. import _load
 from .._call import call
+from ..backends import parse_devices
 from ..backends.tensorflow import SharedProgram
 from ..errors import BackendError, Error, LoadError
 from ..model import Model
@@ -31,9 +32,10 @@ class TensorflowProgram:
     columns = 0
     driving = True
 
-    def __init__(self, shared: SharedProgram, model: Model) -> None:
+    def __init__(self, shared: SharedProgram, model: Model, device: str) -> None:
         self.shared = shared
         self.model = model
+        self.device = device
         self.values: Sequence[str] = [
             output.name or ("loss" if i == 0 else f"output {i}")
             for i, output in enumerate(model.signature.outputs)
@@ -41,18 +43,27 @@ class TensorflowProgram:
 
     @classmethod
     async def load(
-        cls, source: str | os.PathLike[str] | SharedProgram, entry: str, threads: int
+        cls,
+        source: str | os.PathLike[str] | SharedProgram,
+        entry: str,
+        device: str,
+        threads: int,
     ) -> TensorflowProgram:
-        """Raises `LoadError`."""
+        """Raises `LoadError`, `TypeError` and `ValueError`."""
+        if len(parse_devices(device)) > 1:
+            raise ValueError(
+                "device: a SavedModel's training step runs on one device, got "
+                f"{len(device)}: each has variables of its own"
+            )
         shared = source if isinstance(source, SharedProgram) else SharedProgram(source)
-        model = await _load.load(shared, entry=entry, threads=threads)
+        model = await _load.load(shared, entry=entry, device=device, threads=threads)
         try:
             if not model.signature.stateful:
                 raise LoadError(
                     f"{shared.path}: running {entry!r} changes no variable; a training "
                     "step was expected (export.tensorflow writes one)"
                 )
-            return cls(shared, model)
+            return cls(shared, model, model._device_names[0])
         except BaseException:
             await model.close()
             raise
@@ -86,7 +97,7 @@ class TensorflowProgram:
     async def snapshot(
         self, position: dict[str, int]
     ) -> Callable[[str], Awaitable[None]]:
-        saved = await call(Saved, self.shared)
+        saved = await self.weights()
 
         async def write(path: str) -> None:
             await call(_write, saved, Path(path), position)
@@ -104,7 +115,7 @@ class TensorflowProgram:
         return position
 
     async def weights(self) -> Saved:
-        return await call(Saved, self.shared)
+        return await call(Saved, self.shared, self.device)
 
     async def close(self) -> None:
         await self.model.close()
@@ -113,12 +124,12 @@ class TensorflowProgram:
 class Saved:
     """The variables as they were between two steps, in files of TensorFlow's."""
 
-    def __init__(self, shared: SharedProgram) -> None:
+    def __init__(self, shared: SharedProgram, device: str) -> None:
         self._source = shared.path
         folder = tempfile.mkdtemp(prefix="pyasyncml-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self.prefix = os.path.join(folder, "variables")
-        shared.save(self.prefix)
+        shared.save(self.prefix, device=device)
 
     async def successor(self, model: Model) -> Model:
         """The same model with these variables, started. Raises `Error` and
@@ -131,8 +142,14 @@ class Saved:
                 f"program, {self._source}: reload(source) changes what it serves"
             )
         shared = SharedProgram(self._source)
-        await call(shared.restore, self.prefix)
-        return await model._load_again(shared)
+        other = await model._load_again(shared)
+        try:
+            # Now that there is a session on each of its devices: all get them.
+            await call(shared.restore, self.prefix)
+        except BaseException:
+            await other.close(drain=False)
+            raise
+        return other
 
 
 def _same_program(served: str | None, trained: str) -> bool:

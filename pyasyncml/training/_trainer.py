@@ -130,24 +130,27 @@ class Trainer:
         source: Any,
         *,
         entry: str = "train_step",
+        device: str = "cpu",
         seed: int | None = None,
         threads: int = 1,
     ) -> Trainer:
         """Train a SavedModel by its own training signature: ``await Trainer.load(…)``.
 
         `source`: the folder, as `export.tensorflow` writes it with a loss and an
-        optimizer. `entry`: the signature, whose runs are steps. `seed`: of the order of
-        the rows. `threads`: intra-op threads of a step.
+        optimizer. `entry`: the signature, whose runs are steps. `device`: where they
+        run, "cuda:0" or the like; one. `seed`: of the order of the rows. `threads`:
+        intra-op threads of a step.
 
         Batches are the signature's inputs, in its order. Checkpoints are folders of
         TensorFlow's own: ``tf.train.load_checkpoint(path)`` reads them. A model loaded
         from the same folder gets the weights by `Model.update_weights`.
 
-        Raises `LoadError` where it can't be loaded, or trains nothing.
+        Raises `LoadError` where it can't be loaded, not on that device, or trains
+        nothing, and `TypeError` and `ValueError` for wrong arguments.
         """
         from ._tensorflow_program import TensorflowProgram
 
-        program = await TensorflowProgram.load(source, entry, threads)
+        program = await TensorflowProgram.load(source, entry, device, threads)
         if seed is None:
             seed = int.from_bytes(os.urandom(4), "little")
         return cls._of(program, seed)

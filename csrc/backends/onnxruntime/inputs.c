@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "instance.h"
+#include "numbers.h"
 #include "status.h"
 #include "types.h"
 
@@ -33,9 +34,7 @@ no_room(const struct ort_port *port, struct paml_error *err)
 static bool
 is_aligned(const void *data, DLDataType dtype)
 {
-    size_t item = paml_dtype_bytes(dtype, 1);
-
-    return (uintptr_t)data % (dtype.code == kDLComplex ? item / 2 : item) == 0;
+    return (uintptr_t)data % paml_dtype_bytes(dtype, 1) == 0;
 }
 
 static int
@@ -127,10 +126,10 @@ make_number(const struct ort_port *port, const struct paml_value *number,
 {
     char text[64];
 
-    if (slot_room(slot, sizeof(double)) == NULL) {
+    if (slot_room(slot, PAML_NUMBER_MOST) == NULL) {
         return no_room(port, err);
     }
-    if (ort_number(number, port->dtype, slot->copy) < 0) {
+    if (paml_number_write(number, port->dtype, slot->copy) < 0) {
         return paml_fail(err, PAML_ERR_INPUT, "input '%s': the %s isn't one of %s",
                          port->name, paml_kind_name((int)number->kind),
                          paml_dtype_name(port->dtype, text, sizeof(text)));

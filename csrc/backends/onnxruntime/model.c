@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "numbers.h"
 #include "status.h"
 #include "types.h"
 
@@ -139,9 +140,11 @@ check_port(const struct ort_program *program, const struct ort_port *port,
     int is_input = strcmp(what, "input") == 0;
 
     if (port->kind == ORT_KIND_TENSOR && port->dtype.bits == 0) {
-        return paml_fail(err, PAML_ERR_LOAD,
-                         "%s: %s '%s' is a %s; elements of whole bytes are served",
-                         program->path, what, port->name, ort_type_name(port->type));
+        return paml_fail(
+            err, PAML_ERR_LOAD,
+            "%s: %s '%s' is a %s; numbers of whole bytes, bools and strings "
+            "are served",
+            program->path, what, port->name, ort_type_name(port->type));
     }
     if (port->kind == ORT_KIND_TENSOR && port->ndim > PAML_MAX_RANK) {
         return paml_fail(err, PAML_ERR_LOAD,
@@ -178,14 +181,8 @@ describe_port(const struct ort_port *port, int has_default, int is_input,
         if (port->ndim > 0) {
             spec->ndim = port->ndim;
             spec->shape = port->shape;
-        } else if (is_input && port->dtype.code == kDLBool) {
-            spec->kinds |= PAML_KIND_BIT(PAML_BOOL);
-        } else if (is_input &&
-                   (port->dtype.code == kDLInt || port->dtype.code == kDLUInt)) {
-            spec->kinds |= PAML_KIND_BIT(PAML_INT) | PAML_KIND_BIT(PAML_BOOL);
-        } else if (is_input && port->dtype.code == kDLFloat && port->dtype.bits >= 32) {
-            spec->kinds |= PAML_KIND_BIT(PAML_FLOAT) | PAML_KIND_BIT(PAML_INT) |
-                           PAML_KIND_BIT(PAML_BOOL);
+        } else if (is_input) {
+            spec->kinds |= paml_number_kinds(port->dtype);
         }
         if (is_input && port->type == ORT_STRING) {
             spec->kinds |= PAML_KIND_BIT(PAML_STRING) | PAML_KIND_BIT(PAML_BYTES) |

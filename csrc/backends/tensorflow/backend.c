@@ -66,11 +66,10 @@ tensorflow_open(void *program, DLDevice device, int threads, void **instance,
     const struct paml_tf_session *session;
     char text[64];
 
-    if (device.device_type != kDLCPU &&
-        (device.device_type != kDLCUDA || device.device_id != 0)) {
+    if (device.device_type != kDLCPU && device.device_type != kDLCUDA) {
         return paml_fail(err, PAML_ERR_LOAD,
-                         "device='%s': a SavedModel runs on 'cpu' or 'cuda:0', the "
-                         "first GPU that the process may see (CUDA_VISIBLE_DEVICES)",
+                         "device='%s': a SavedModel runs on 'cpu' or a GPU, 'cuda:0' "
+                         "or another number",
                          paml_device_name(device, text, sizeof(text)));
     }
     session =

@@ -6,31 +6,47 @@
 #include "errors.h"
 #include "strings_in.h"
 
-/* The session whose variables are meant: the first that was made. */
+/* The first that was made, or of those on `device` the only one; NULL: there is none.
+   Thread: any. Locks: takes the program's. */
 static const struct paml_tf_session *
-session_of(struct paml_tf_program *program, struct paml_error *err)
+find_session(struct paml_tf_program *program, const DLDevice *device)
 {
-    const struct paml_tf_session *session;
+    const struct paml_tf_session *found = NULL;
 
     pthread_mutex_lock(&program->lock);
-    session = program->sessions;
-    while (session != NULL && session->next != NULL) {
-        session = session->next;
+    for (const struct paml_tf_session *session = program->sessions; session != NULL;
+         session = session->next) {
+        if (device == NULL || (session->device.device_type == device->device_type &&
+                               session->device.device_id == device->device_id)) {
+            found = session; /* the list begins with the last */
+        }
     }
     pthread_mutex_unlock(&program->lock);
-    return session != NULL
-               ? session
-               : paml_tf_program_session(program, (DLDevice){kDLCPU, 0}, 1, err);
+    return found;
+}
+
+/* The program as read, and at least one session: on the CPU where there is none.
+   Thread: any. GIL: not held. Locks: takes the program's. */
+static const struct paml_tf_saved_model *
+open_program(struct paml_tf_program *program, struct paml_error *err)
+{
+    const struct paml_tf_saved_model *model = paml_tf_program_read(program, err);
+
+    if (model == NULL ||
+        (find_session(program, NULL) == NULL &&
+         paml_tf_program_session(program, (DLDevice){kDLCPU, 0}, 1, err) == NULL)) {
+        return NULL;
+    }
+    return model;
 }
 
 /* Runs the saver with the path: `fetched` is an output of it, or `target` an operation.
    Thread: any. GIL: not held. Locks: none while it runs. */
 static int
-run_saver(struct paml_tf_program *program, bool saves, const char *prefix,
-          struct paml_error *err)
+run_saver(struct paml_tf_program *program, const struct paml_tf_session *session,
+          bool saves, const char *prefix, struct paml_error *err)
 {
-    const struct paml_tf_saved_model *model = paml_tf_program_read(program, err);
-    const struct paml_tf_session *session;
+    const struct paml_tf_saved_model *model = program->model;
     struct paml_string string = {prefix, strlen(prefix)};
     DLTensor scalar = {.data = &string,
                        .device = {kDLCPU, 0},
@@ -41,9 +57,6 @@ run_saver(struct paml_tf_program *program, bool saves, const char *prefix,
     TF_Status *status;
     int code = PAML_OK;
 
-    if (model == NULL || (session = session_of(program, err)) == NULL) {
-        return err->code;
-    }
     path.operation = fetched.operation = NULL;
     if (model->save_path.operation != NULL && model->save.operation != NULL &&
         model->restore != NULL) {
@@ -79,15 +92,42 @@ run_saver(struct paml_tf_program *program, bool saves, const char *prefix,
 }
 
 int
-paml_tf_save(struct paml_tf_program *program, const char *prefix,
-             struct paml_error *err)
+paml_tf_save(struct paml_tf_program *program, const DLDevice *device,
+             const char *prefix, struct paml_error *err)
 {
-    return run_saver(program, true, prefix, err);
+    const struct paml_tf_session *session;
+    char text[64];
+
+    if (open_program(program, err) == NULL) {
+        return err->code;
+    }
+    session = find_session(program, device);
+    if (session == NULL) {
+        return paml_fail(err, PAML_ERR_LOAD,
+                         "%.400s: no model of this program runs on %s, whose variables "
+                         "are to be saved",
+                         program->folder,
+                         paml_device_name(*device, text, sizeof(text)));
+    }
+    return run_saver(program, session, true, prefix, err);
 }
 
 int
 paml_tf_restore(struct paml_tf_program *program, const char *prefix,
                 struct paml_error *err)
 {
-    return run_saver(program, false, prefix, err);
+    const struct paml_tf_session *session;
+    int code = PAML_OK;
+
+    if (open_program(program, err) == NULL) {
+        return err->code;
+    }
+    pthread_mutex_lock(&program->lock);
+    session = program->sessions;
+    pthread_mutex_unlock(&program->lock);
+    /* What is in the list stays, and new ones come before it. */
+    for (; session != NULL && code == PAML_OK; session = session->next) {
+        code = run_saver(program, session, false, prefix, err);
+    }
+    return code;
 }

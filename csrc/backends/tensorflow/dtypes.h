@@ -4,15 +4,8 @@
 
 #include "value.h"
 
-/* The TF_DataType numbers that are treated apart. */
-enum {
-    PAML_TF_FLOAT = 1,
-    PAML_TF_DOUBLE = 2,
-    PAML_TF_STRING = 7,
-    PAML_TF_BOOL = 10,
-    PAML_TF_BFLOAT16 = 14,
-    PAML_TF_HALF = 19,
-};
+/* Of TF_DataType. */
+enum { PAML_TF_FLOAT = 1, PAML_TF_STRING = 7 };
 
 /* TensorFlow's number for elements of a tensor; 0: it has none. */
 int paml_tf_type_of(DLDataType dtype);

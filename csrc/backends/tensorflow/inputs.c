@@ -184,7 +184,6 @@ paml_tf_input_new(struct paml_tf_input *input, const struct paml_value *value,
     struct paml_tf_block *block;
     struct paml_string string;
     DLTensor scalar = {.device = {kDLCPU, 0}, .ndim = 0};
-    size_t size;
 
     input->block = NULL;
     switch (value->kind) {
@@ -199,17 +198,19 @@ paml_tf_input_new(struct paml_tf_input *input, const struct paml_value *value,
     case PAML_BOOL:
     case PAML_INT:
     case PAML_FLOAT:
-        block = buffer_for(input, PAML_TF_NUMBER_MOST);
+        block = buffer_for(input, PAML_NUMBER_MOST);
         if (block == NULL) {
             return no_memory(input, err);
         }
-        if (paml_tf_number(value, input->type, block->memory, &size) < 0) {
+        if (paml_number_write(value, paml_tf_dtype_of(input->type), block->memory) <
+            0) {
             paml_fail(err, PAML_ERR_INPUT,
                       "input '%.200s': the number is none that a %s holds",
                       input->spec->name, input->spec->type);
             return NULL;
         }
-        return tensor_over(input, block, block->memory, 0, NULL, size, err);
+        return tensor_over(input, block, block->memory, 0, NULL,
+                           paml_dtype_bytes(paml_tf_dtype_of(input->type), 1), err);
     default:
         paml_fail(err, PAML_ERR_INPUT,
                   "input '%.200s': expected a tensor, got a value that is a %s",

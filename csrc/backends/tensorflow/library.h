@@ -92,6 +92,7 @@ enum {
     F(TF_DeviceList *, SessionListDevices, (TF_Session *, TF_Status *))                \
     F(void, DeleteDeviceList, (TF_DeviceList *))                                       \
     F(int, DeviceListCount, (const TF_DeviceList *))                                   \
+    F(const char *, DeviceListName, (const TF_DeviceList *, int, TF_Status *))         \
     F(const char *, DeviceListType, (const TF_DeviceList *, int, TF_Status *))
 
 struct paml_tf_functions {

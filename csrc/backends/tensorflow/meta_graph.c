@@ -6,6 +6,7 @@
 
 #include "argument_order.h"
 #include "dtypes.h"
+#include "numbers.h"
 #include "keeping.h"
 
 /* Numbers of fields, from TensorFlow's meta_graph.proto, saver.proto and
@@ -192,14 +193,7 @@ kinds_of(int type, DLDataType dtype, int32_t ndim)
     if (type == PAML_TF_STRING) {
         return kinds | PAML_KIND_BIT(PAML_STRING) | PAML_KIND_BIT(PAML_BYTES);
     }
-    if (type == PAML_TF_BOOL) {
-        return kinds | PAML_KIND_BIT(PAML_BOOL);
-    }
-    kinds |= PAML_KIND_BIT(PAML_INT);
-    if (dtype.code != kDLInt && dtype.code != kDLUInt) {
-        kinds |= PAML_KIND_BIT(PAML_FLOAT);
-    }
-    return kinds;
+    return kinds | paml_number_kinds(dtype);
 }
 
 static void

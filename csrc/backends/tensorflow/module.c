@@ -99,24 +99,37 @@ program(PyObject *Py_UNUSED(module), PyObject *argument)
     return capsule;
 }
 
+PyDoc_STRVAR(
+    save_doc,
+    "save(program, prefix, device=None, /)\n--\n\n"
+    "Write its variables to a checkpoint, those on a device (type, index) or the\n"
+    "first session's; without the GIL.");
+
 static PyObject *
-run_saver(PyObject *module, PyObject *args,
-          int (*saver)(struct paml_tf_program *, const char *, struct paml_error *))
+save(PyObject *module, PyObject *args)
 {
     struct paml_error error = {0};
     struct paml_tf_program *shared;
-    PyObject *capsule, *prefix;
-    int code;
+    PyObject *capsule, *prefix = NULL, *where = Py_None;
+    DLDevice device;
+    int code, type, index;
 
-    if (!PyArg_ParseTuple(args, "OO&", &capsule, PyUnicode_FSConverter, &prefix)) {
+    if (!PyArg_ParseTuple(args, "OO&|O:save", &capsule, PyUnicode_FSConverter, &prefix,
+                          &where)) {
+        Py_XDECREF(prefix);
         return NULL;
     }
     shared = PyCapsule_GetPointer(capsule, PROGRAM_CAPSULE);
-    if (shared == NULL) {
+    if (shared == NULL ||
+        (where != Py_None && !PyArg_ParseTuple(where, "ii:save", &type, &index))) {
         Py_DECREF(prefix);
         return NULL;
     }
-    Py_BEGIN_ALLOW_THREADS code = saver(shared, PyBytes_AS_STRING(prefix), &error);
+    if (where != Py_None) {
+        device = (DLDevice){(DLDeviceType)type, index};
+    }
+    Py_BEGIN_ALLOW_THREADS code = paml_tf_save(
+        shared, where != Py_None ? &device : NULL, PyBytes_AS_STRING(prefix), &error);
     Py_END_ALLOW_THREADS Py_DECREF(prefix);
     if (code != PAML_OK) {
         return raise(module, &error);
@@ -124,22 +137,36 @@ run_saver(PyObject *module, PyObject *args,
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(save_doc, "save(program, prefix, /)\n--\n\n"
-                       "Write its variables to a checkpoint; without the GIL.");
-
-static PyObject *
-save(PyObject *module, PyObject *args)
-{
-    return run_saver(module, args, paml_tf_save);
-}
-
-PyDoc_STRVAR(restore_doc, "restore(program, prefix, /)\n--\n\n"
-                          "Read its variables from a checkpoint; without the GIL.");
+PyDoc_STRVAR(restore_doc,
+             "restore(program, prefix, /)\n--\n\n"
+             "Read its variables on all its devices from a checkpoint; without the\n"
+             "GIL.");
 
 static PyObject *
 restore(PyObject *module, PyObject *args)
 {
-    return run_saver(module, args, paml_tf_restore);
+    struct paml_error error = {0};
+    struct paml_tf_program *shared;
+    PyObject *capsule, *prefix = NULL;
+    int code;
+
+    if (!PyArg_ParseTuple(args, "OO&:restore", &capsule, PyUnicode_FSConverter,
+                          &prefix)) {
+        Py_XDECREF(prefix);
+        return NULL;
+    }
+    shared = PyCapsule_GetPointer(capsule, PROGRAM_CAPSULE);
+    if (shared == NULL) {
+        Py_DECREF(prefix);
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS code =
+        paml_tf_restore(shared, PyBytes_AS_STRING(prefix), &error);
+    Py_END_ALLOW_THREADS Py_DECREF(prefix);
+    if (code != PAML_OK) {
+        return raise(module, &error);
+    }
+    Py_RETURN_NONE;
 }
 
 static PyMethodDef methods[] = {

@@ -1,5 +1,6 @@
 #include "program.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -85,19 +86,46 @@ static int
 check_device(struct paml_tf_session *session, TF_Status *status, struct paml_error *err)
 {
     TF_DeviceList *devices = tf.SessionListDevices(session->session, status);
+    char text[64], names[256] = "nothing";
+    size_t length = 0;
     int found = 0;
 
     for (int i = 0; devices != NULL && i < tf.DeviceListCount(devices); i++) {
         const char *type = tf.DeviceListType(devices, i, status);
+        const char *name = tf.DeviceListName(devices, i, status), *end;
+
         found = found || (type != NULL && strcmp(type, "GPU") == 0);
+        if (name != NULL && length < sizeof(names)) {
+            /* "/job:localhost/replica:0/task:0/device:CPU:0" */
+            end = strstr(name, "device:");
+            length += (size_t)snprintf(names + length, sizeof(names) - length, "%s%s",
+                                       length > 0 ? ", " : "",
+                                       end != NULL ? end + strlen("device:") : name);
+        }
     }
     if (devices != NULL) {
         tf.DeleteDeviceList(devices);
     }
     return found ? PAML_OK
                  : paml_fail(err, PAML_ERR_LOAD,
-                             "device='cuda:0': the TensorFlow that is installed finds "
-                             "no GPU here");
+                             "device='%s': the TensorFlow that is installed, %.40s, "
+                             "finds no GPU here; it has %s",
+                             paml_device_name(session->device, text, sizeof(text)),
+                             tf.Version(), names);
+}
+
+/* What failed to load: on a device other than the CPU, that may be why. */
+static const char *
+what_failed(const char *folder, DLDevice device, char *text, size_t size)
+{
+    char name[64];
+
+    if (device.device_type == kDLCPU) {
+        return folder;
+    }
+    snprintf(text, size, "%.100s, device='%s'", folder,
+             paml_device_name(device, name, sizeof(name)));
+    return text;
 }
 
 /* Loads the SavedModel. Lock: the program's is held. */
@@ -109,6 +137,7 @@ session_new(struct paml_tf_program *program, DLDevice device, int threads,
     TF_SessionOptions *options = tf.NewSessionOptions();
     TF_Status *status = tf.NewStatus();
     uint8_t config[PAML_TF_CONFIG_MOST];
+    char what[200];
     size_t size = paml_tf_config(device, threads, config);
 
     if (session == NULL) {
@@ -124,7 +153,8 @@ session_new(struct paml_tf_program *program, DLDevice device, int threads,
             (int)program->model->n_tags, session->graph, NULL, status);
     }
     if (tf.GetCode(status) != TF_OK) {
-        paml_tf_fail(status, PAML_ERR_LOAD, program->folder, err);
+        paml_tf_fail(status, PAML_ERR_LOAD,
+                     what_failed(program->folder, device, what, sizeof(what)), err);
         goto fail;
     }
     if (device.device_type != kDLCPU && check_device(session, status, err) != PAML_OK) {

@@ -4,8 +4,6 @@
 #include <stdbool.h>
 #include <string.h>
 
-#include "dtypes.h"
-
 /* The nearest number of `exponent` and `mantissa` bits, ties to even. Finite numbers
    that are too large become infinite, as a cast does it. */
 static uint64_t
@@ -60,40 +58,63 @@ write_integer(int64_t number, DLDataType dtype, void *to)
     return 0;
 }
 
-int
-paml_tf_number(const struct paml_value *value, int type, void *to, size_t *size)
+uint32_t
+paml_number_kinds(DLDataType dtype)
 {
-    DLDataType dtype = paml_tf_dtype_of(type);
-    bool is_float = value->kind == PAML_FLOAT;
-    double real = is_float ? value->real : (double)value->integer;
-    uint64_t bits;
-    float single = (float)real;
+    const uint32_t integers = PAML_KIND_BIT(PAML_INT) | PAML_KIND_BIT(PAML_BOOL);
 
-    *size = dtype.bits / 8;
-    memset(to, 0, PAML_TF_NUMBER_MOST);
     switch (dtype.code) {
     case kDLBool:
-        *(char *)to = value->integer != 0;
-        return value->kind == PAML_BOOL ? 0 : -1;
+        return PAML_KIND_BIT(PAML_BOOL);
     case kDLInt:
     case kDLUInt:
-        return is_float ? -1 : write_integer(value->integer, dtype, to);
+        return integers;
     case kDLFloat:
-    case kDLComplex:
-        if (dtype.bits == 16) {
-            bits = narrow(real, 5, 10);
-            memcpy(to, &bits, 2);
-        } else if (dtype.bits == (dtype.code == kDLFloat ? 32 : 64)) {
-            memcpy(to, &single, sizeof(single));
-        } else {
-            memcpy(to, &real, sizeof(real));
-        }
-        return 0;
     case kDLBfloat:
+    case kDLComplex:
+        return integers | PAML_KIND_BIT(PAML_FLOAT);
+    default: /* the floats of 8 bits, strings */
+        return 0;
+    }
+}
+
+int
+paml_number_write(const struct paml_value *value, DLDataType dtype, void *to)
+{
+    bool is_float = value->kind == PAML_FLOAT;
+    double real = is_float ? value->real : (double)value->integer;
+    double pair[2] = {real, 0}; /* of a complex number */
+    float single[2] = {(float)real, 0};
+    uint64_t bits;
+
+    if (!(paml_number_kinds(dtype) & PAML_KIND_BIT(value->kind))) {
+        return -1;
+    }
+    switch (dtype.code << 8 | dtype.bits) {
+    case kDLBool << 8 | 8:
+        *(uint8_t *)to = value->integer != 0;
+        return 0;
+    case kDLFloat << 8 | 16:
+        bits = narrow(real, 5, 10);
+        memcpy(to, &bits, 2); /* little-endian, as all we run on */
+        return 0;
+    case kDLBfloat << 8 | 16:
         bits = narrow(real, 8, 7);
         memcpy(to, &bits, 2);
         return 0;
+    case kDLFloat << 8 | 32:
+        memcpy(to, single, sizeof(single[0]));
+        return 0;
+    case kDLFloat << 8 | 64:
+        memcpy(to, pair, sizeof(pair[0]));
+        return 0;
+    case kDLComplex << 8 | 64:
+        memcpy(to, single, sizeof(single));
+        return 0;
+    case kDLComplex << 8 | 128:
+        memcpy(to, pair, sizeof(pair));
+        return 0;
     default:
-        return -1;
+        return write_integer(value->integer, dtype, to);
     }
 }
