@@ -47,6 +47,26 @@ async def until(what):
         await asyncio.sleep(0)
 
 
+# --- what there is ---
+
+
+def test_devices_lists_accelerators_and_their_memory_or_why_it_is_unknown(
+    accelerators,
+):
+    accelerators[0].limit_memory(3 << 30)
+    accelerators[1].lose("power failure")
+    found = {d.device: d for d in ml.devices() if d.backend == "torch"}
+    assert list(found) == ["cpu", ZERO, ONE]
+    assert all(device.available for device in found.values())
+    assert found["cpu"].memory > 0
+    assert (found[ZERO].memory, found[ZERO].reason) == (3 << 30, "")
+    assert (found[ONE].memory, found[ONE].reason) == (0, "memory: power failure")
+    accelerators[0].limit_memory(None)
+    [first] = [d for d in ml.devices() if d.device == ZERO]
+    assert first.memory == 0
+    assert "memory: getMemoryInfo is not implemented" in first.reason
+
+
 # --- copies ---
 
 
@@ -91,6 +111,46 @@ def test_what_stays_on_the_device_makes_no_trip_to_the_host(accelerators):
 
     y = asyncio.run(main())
     close(y.cpu().numpy(), on_cpu(module, rows(3) + 1))
+
+
+def test_a_device_that_serves_another_s_input_keeps_the_order_and_stops_nobody_there(
+    accelerators,
+):
+    module = net()
+    x = torch.from_numpy(rows(3)).to(ZERO)
+
+    async def main():
+        async with load(module, BOTH) as model:
+            accelerators[0].lose("out of the model")
+            while not model.health().lost:
+                await asyncio.gather(model.infer(rows(1)), return_exceptions=True)
+            for device in accelerators:  # the simulated one is back, the model's isn't
+                device.reset()
+            with accelerators[0].gate_stream(0):  # where it is made
+                future = model.infer(x + 1)
+                await until(lambda: accelerators[0].counters().waits)
+                await until(accelerator.is_quiet)
+                assert not future.done()
+            y = await future
+            assert y.device == x.device
+            close(y.cpu(), on_cpu(module, rows(3) + 1))
+
+            accelerators[0].reset()
+            with accelerators[1].gate(KERNEL):
+                future = model.infer(x)
+                await until(lambda: accelerators[0].counters().on_device)
+                close((x * 2).cpu(), rows(3) * 2)  # nobody waits for the other device
+                assert not future.done()
+            y = await future
+            with accelerators[0].gate_stream(0):
+                late = y * 2
+                live = accelerators[0].counters().live_blocks
+                del y, future  # what is freed is poisoned
+                await until(lambda: accelerators[0].counters().live_blocks < live)
+                await until(accelerator.is_quiet)
+            close(late.cpu(), on_cpu(module, rows(3)) * 2)
+
+    asyncio.run(main())
 
 
 def test_requests_on_a_device_run_alone_beside_batches_of_the_host_s(accelerators):

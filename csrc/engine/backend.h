@@ -20,6 +20,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "error.h"
 #include "value.h"
@@ -28,7 +29,7 @@
 extern "C" {
 #endif
 
-#define PAML_ABI_VERSION 1u
+#define PAML_ABI_VERSION 2u
 #define PAML_BACKEND_CAPSULE "pyasyncml.backend"
 
 /* One named input or output of an entry. */
@@ -93,8 +94,9 @@ struct paml_flight {
 
 struct paml_device_info {
     DLDevice device;
-    char name[64];   /* "NVIDIA H100", … or "cpu" */
-    uint64_t memory; /* bytes; 0: unknown */
+    char name[64];    /* "NVIDIA H100", … or "cpu"; "": there is no such device */
+    uint64_t memory;  /* bytes; 0: unknown */
+    char reason[192]; /* why there is none, or why its memory is unknown */
 };
 
 struct paml_backend {
@@ -152,6 +154,15 @@ struct paml_backend {
        on do there with inputs that lie on it. Any thread, GIL or not; must not wait. */
     void (*order)(DLDevice device);
 };
+
+/* In bytes; 0: unknown. */
+static inline uint64_t
+paml_host_memory(void)
+{
+    long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
+
+    return pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size : 0;
+}
 
 static inline int
 paml_backend_can_stop(const struct paml_backend *backend)

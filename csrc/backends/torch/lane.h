@@ -14,6 +14,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <map>
 #include <utility>
 #include <vector>
 
@@ -85,6 +86,15 @@ class Lane {
        be given out again before they are done. */
     void lend_to_default_stream(const at::Tensor &result) const;
 
+    /* The same tensor on this device, for use on the computing stream. What was
+       enqueued on the other accelerator's default stream until now, where it was made,
+       comes first. To be held until the run's end. */
+    at::Tensor fetch(const at::Tensor &elsewhere);
+
+    /* A result that belongs on another accelerator, there, for use on that one's
+       default stream once the run has ended. */
+    at::Tensor send(const at::Tensor &result, c10::Device to);
+
     /* What was uploaded since the last call: to be held until the computing stream is
        done with it, and let go of then. (Recording all of it there would do, at the
        price of an event a block, and of an allocator that calls a lost device when it
@@ -112,12 +122,17 @@ class Lane {
     };
     Staging &next_staging(size_t wanted);
 
+    const c10::Stream &stream_on(c10::Device other);
+
     c10::Stream compute_, copies_;
     c10::Allocator *pinned_; /* NULL: the device has none */
     Staging ring_[2];
     int next_ = 0;
     std::vector<at::Tensor> uploaded_;
     Mark usual_, drained_;
+    /* Of other accelerators, for copies from and to there: their default streams, which
+       are their users', never wait for this device. */
+    std::map<c10::DeviceIndex, c10::Stream> elsewhere_;
 };
 
 /* The copies of one run's inputs to the device, on the copying stream: they go on while
