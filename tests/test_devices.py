@@ -23,6 +23,7 @@ from device_checks import (
     on_cpu,
     rows,
 )
+from device_service_checks import SERVICE_CHECKS
 
 import pyasyncml as ml
 
@@ -32,7 +33,9 @@ pytestmark = [pytest.mark.accelerator, pytest.mark.torch]
 ZERO, ONE = BOTH = ["privateuseone:0", "privateuseone:1"]
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize(
+    "check", [*CHECKS, *SERVICE_CHECKS], ids=lambda check: check.__name__
+)
 def test_on_simulated_devices(check, accelerators):
     check(BOTH)
 
@@ -248,6 +251,29 @@ def test_close_waits_for_what_runs_however_long_the_device_takes(accelerators):
         accelerators[0].open()
         await closing
         close(await running, on_cpu(module, rows(3)))
+
+    asyncio.run(main())
+
+
+def test_what_is_given_up_while_a_device_is_busy_is_never_given_to_it(accelerators):
+    module = net()
+
+    async def main():
+        async with load(module, ZERO) as model:
+            accelerators[0].reset()
+            with accelerators[0].gate(KERNEL):
+                gone, running = model.infer(rows(3)), model.infer(rows(3))
+                await until(lambda: accelerators[0].counters().to_device == 2)
+                unwanted = model.infer(rows(3))
+                late = model.infer(rows(3), timeout=0.01)
+                for future in (gone, unwanted):
+                    assert future.cancel()
+                with pytest.raises(ml.DeadlineExceeded):
+                    await late
+            close(await running, on_cpu(module, rows(3)))
+            assert accelerators[0].counters().to_device == 2
+            assert model.stats().cancelled == 2
+            assert model.stats().expired == 1
 
     asyncio.run(main())
 

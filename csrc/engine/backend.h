@@ -153,6 +153,12 @@ struct paml_backend {
        current stream of the device until now comes before whatever runs begun from now
        on do there with inputs that lie on it. Any thread, GIL or not; must not wait. */
     void (*order)(DLDevice device);
+
+    /* NULL: outputs are in host memory. A tensor that a run of this instance has given,
+       and that has ended, copied from its device into `to`: host memory, dense in C
+       order. */
+    int (*download)(void *instance, const DLTensor *from, void *to,
+                    struct paml_error *err);
 };
 
 /* In bytes; 0: unknown. */
@@ -187,6 +193,14 @@ paml_backend_orders(const struct paml_backend *backend)
     return backend->struct_size >=
                offsetof(struct paml_backend, order) + sizeof(backend->order) &&
            backend->order != NULL;
+}
+
+static inline int
+paml_backend_downloads(const struct paml_backend *backend)
+{
+    return backend->struct_size >=
+               offsetof(struct paml_backend, download) + sizeof(backend->download) &&
+           backend->download != NULL;
 }
 
 /* Room for `more` further values; the new ones are zeroed (PAML_NONE). Returns the

@@ -73,6 +73,12 @@ class Lane {
         return compute_;
     }
 
+    /* What copies to the device go over, beside what is computed. */
+    const c10::Stream &copies() const
+    {
+        return copies_;
+    }
+
     /* What was enqueued on the device's default stream until now comes first: that is
        where callers made what they hand over on the device (order_after_caller()), and
        where weights were copied. */
