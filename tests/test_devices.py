@@ -70,6 +70,78 @@ def test_devices_lists_accelerators_and_their_memory_or_why_it_is_unknown(
     assert "memory: getMemoryInfo is not implemented" in first.reason
 
 
+# --- what can't be ---
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "said"),
+    [
+        (ZERO, {}, r"give example inputs= .*served on 'privateuseone:0', or move it"),
+        (
+            ZERO,
+            {"backend": "python"},
+            r"give example inputs= \(and no backend='python'",
+        ),
+        ("xla:0", {}, "XLA devices run JAX functions, as bundles that export.jax"),
+        ("xla:0", {"inputs": True}, "device xla:0 runs JAX functions.*export.jax"),
+        ("privateuseone:7", {"inputs": True}, "no device privateuseone:7; torch can"),
+    ],
+)
+def test_device_that_a_module_cannot_run_on_is_told_with_what_could_be_done(
+    accelerators, device, given, said
+):
+    if "inputs" in given:
+        given = {"inputs": torch.from_numpy(rows(2))}
+
+    async def main():
+        with pytest.raises(ml.LoadError, match=said):
+            await ml.load(net(), device=device, **given)
+
+    asyncio.run(main())
+
+
+def test_a_callable_runs_on_no_device_and_an_xla_device_trains_no_module(accelerators):
+    async def main():
+        with pytest.raises(ml.LoadError, match="a callable runs in Python, not on"):
+            await ml.load(len, device=ZERO)
+        with pytest.raises(ml.LoadError, match="not on 'xla:0'; export.jax writes"):
+            await ml.load(len, device="xla:0")
+
+    asyncio.run(main())
+    module = net()
+    optimizer = torch.optim.SGD(module.parameters())
+    with pytest.raises(ValueError, match="aren't trained on xla:0.*export.jax"):
+        ml.Trainer(module, loss=len, optimizer=optimizer, device="xla:0")
+
+
+def test_an_input_elsewhere_is_told_all_devices_of_the_model(accelerators):
+    x = torch.from_numpy(rows(2)).to(ZERO)
+
+    async def main():
+        async with load(net(), ["cpu", ONE]) as model:
+            with pytest.raises(
+                ml.InputError,
+                match=r"it is on privateuseone:0, the model runs on cpu and "
+                "privateuseone:1",
+            ):
+                model.infer(x)
+            assert (await model.infer(x.to(ONE))).device == torch.device(ONE)
+
+    asyncio.run(main())
+
+
+def test_example_inputs_may_lie_where_the_module_does_not(accelerators):
+    module = net()
+    x = torch.from_numpy(rows(2))
+
+    async def main():
+        for device, where in (("cpu", ZERO), (ZERO, ZERO), (ONE, ZERO), (ZERO, "cpu")):
+            async with ml.load(module, inputs=x.to(where), device=device) as model:
+                close(await model.infer(x.numpy()), on_cpu(module, x))
+
+    asyncio.run(main())
+
+
 # --- copies ---
 
 

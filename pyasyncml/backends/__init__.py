@@ -73,7 +73,7 @@ def parse_devices(device: str | Sequence[str]) -> Devices:
         if match is None or match[1] not in _DEVICE_TYPES:
             raise ValueError(
                 f"device: expected 'cpu', 'cuda:0' or the like, got {name!r}; "
-                f"there is {', '.join(_DEVICE_TYPES)}"
+                f"there is {', '.join(_DEVICE_TYPES)} (TPUs are 'xla')"
             )
         index = int(match[2] or 0)
         parsed.append((name, (_DEVICE_TYPES[match[1]], index)))

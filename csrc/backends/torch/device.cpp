@@ -119,6 +119,13 @@ require_device(DLDevice wanted)
     if (wanted.device_type == kDLCPU) {
         return c10::Device(c10::kCPU);
     }
+    if ((int)wanted.device_type == PAML_DEVICE_XLA) {
+        throw Failure(PAML_ERR_LOAD,
+                      "device xla:" + std::to_string(wanted.device_id) +
+                          " runs JAX functions, as bundles that export.jax writes; "
+                          "torch can run on: " +
+                          names_of_devices());
+    }
     std::optional<c10::Device> device;
     try {
         device = device_of(wanted);
