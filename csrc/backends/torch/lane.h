@@ -2,12 +2,13 @@
  * in beside it, the pinned memory that copies go through, and the waiting.
  *
  * c10's virtual interfaces only, so that one build serves whatever registers a guard.
- * Three things keep it right, none of which a test would miss by luck (they are planted
+ * Four things keep it right, none of which a test would miss by luck (they are planted
  * as bugs in a build with PYASYNCML_PLANT_BUGS):
  *   - the computing stream waits for the event that the copies of a run end with;
  *   - memory that was allocated for one stream and is used on another is held until it
  *     has been, or recorded there, or its allocator would hand it out again too early;
- *   - a staging buffer is written again only after the copies out of it have ended.
+ *   - a staging buffer is written again only after the copies out of it have ended;
+ *   - what the caller had enqueued before, on whatever stream, comes before the run.
  */
 #ifndef PAML_TORCH_LANE_H
 #define PAML_TORCH_LANE_H
