@@ -87,10 +87,11 @@ def load(
     """Load a model: ``await load(...)``, or ``async with load(...) as model``.
 
     `source`: a file, whose format is found from its content (TorchScript archives,
-    `.pt2` programs of torch.export, ONNX models, SavedModel folders), or a live
-    `torch.nn.Module` or other callable. Reading, building and warming up happen on a
-    worker, while the loop goes on; the first use of a framework in a process imports
-    its library, which may hold the GIL for some milliseconds.
+    `.pt2` programs of torch.export, ONNX models, SavedModel folders, bundles of JAX
+    functions by `export.jax`), or a live `torch.nn.Module` or other callable. Reading,
+    building and warming up happen on a worker, while the loop goes on; the first use of
+    a framework in a process imports its library, which may hold the GIL for some
+    milliseconds.
 
     A live module with example `inputs` is exported, in the mode (train or eval) it is
     in, and runs without Python from then on, over its own weights: what is written to
@@ -105,18 +106,20 @@ def load(
     `dynamic`: which sizes of an exported module's inputs may vary, besides the batch
     (axis 0, where the example inputs agree about it): ``{"ids": {1: "length"}}``, where
     axes of one name are equal, or torch.export's ``dynamic_shapes``.
-    `device`: "cpu", "cuda:0", … or several of them. `instances`: workers per device,
-    each with its own stream of runs. `threads`: intra-op threads of one instance.
+    `device`: "cpu", "cuda:0", … or several of them, which share one queue; "xla:0", …
+    for bundles; `devices()` lists them. What runs in Python runs where its parameters
+    are. `instances`: workers per device, each with its own stream of runs. `threads`:
+    intra-op threads of one instance.
     `entry`: the function to serve, where the program has several: a method's name, or
     that of a submodule's method ("encoder.forward").
     `batching`: independent requests share runs, see `Batching`; None: they never do.
     `queue`: the bound, see `Queue`. `inline_below`: seconds; a request that finds the
     model idle, and whose kind has been taking less than this lately, runs at once in
     the caller, whose loop it blocks for that long; 0, the default: none does.
-    `backend`: "torch", "onnx", "tensorflow" or "python", where the content doesn't
-    tell. `options`: the backend's own, by name. Of ONNX models: "providers", a sequence
-    of execution providers' names or (name, {option: value}) pairs, and the session
-    options "graph_optimization_level" ("disable", "basic", "extended", "all"),
+    `backend`: "torch", "onnx", "tensorflow", "xla" or "python", where the content
+    doesn't tell. `options`: the backend's own, by name. Of ONNX models: "providers", a
+    sequence of execution providers' names or (name, {option: value}) pairs, and the
+    session options "graph_optimization_level" ("disable", "basic", "extended", "all"),
     "enable_mem_pattern", "enable_cpu_mem_arena" (bools), "optimized_model_filepath" (a
     path) and "config" (a mapping of entries, str to str), as onnxruntime has them; and
     "outputs", the names of those to compute and hand out, in that order. The other
@@ -349,16 +352,33 @@ async def _open_live(
 ) -> Model:
     from .backends.python import live_callable
 
-    if any(device != "cpu" for device, _ in devices):
-        raise LoadError(
-            "device: a live module runs where its parameters are; move it there "
-            "(module.to(device)) and leave device= out"
-        )
+    for device, _ in devices:
+        if device != "cpu":
+            raise LoadError(_why_not_on(device, source))
     capsule = await call(load_backend, "python")
     model = make_model(
         Model, "python", capsule, live_callable(source, function), name=name, **common
     )
     return await _started(model, example)
+
+
+def _why_not_on(device: str, source: Any) -> str:
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(source, torch.nn.Module):
+        why = f"device: a callable runs in Python, not on {device!r}"
+        if device.startswith("xla"):
+            return f"{why}; export.jax writes a JAX function as a bundle that does"
+        return f"{why}: it puts its tensors where it wants them; leave device= out"
+    why = "device: what runs in Python runs where its parameters are"
+    if device.startswith("xla"):
+        return (
+            f"{why}; XLA devices run JAX functions, as bundles that export.jax writes"
+        )
+    return (
+        f"{why}: give example inputs= (and no backend='python') to have the module "
+        f"exported and served on {device!r}, or move it there (module.to(device)) and "
+        "leave device= out"
+    )
 
 
 def _level_of_caller() -> int:

@@ -65,8 +65,9 @@ def _devices() -> int:
     from . import devices
 
     for device in devices():
-        what = device.name if device.available else device.reason
-        print(f"{device.backend:8} {device.device or '-':8} {what}")
+        memory = f"{device.memory / 2**30:.1f} GiB" if device.memory else ""
+        told = ", ".join(filter(None, (device.name, memory, device.reason)))
+        print(f"{device.backend:12} {device.device or '-':16} {told}")
     return 0
 
 

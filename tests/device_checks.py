@@ -90,6 +90,40 @@ def what_comes_on_the_device_is_answered_on_the_device(names):
     asyncio.run(main())
 
 
+def a_result_is_on_the_device_of_its_input_whichever_served_it(names):
+    import torch
+
+    class Both(torch.nn.Module):
+        def forward(self, x, y):
+            return x + y, {"x": x}  # one made by the run, one given back
+
+    example = (torch.zeros(2, 8), torch.zeros(2, 8))
+    inputs = [torch.from_numpy(rows(2, i)) for i in range(24)]
+
+    async def main():
+        async with ml.load(Both(), inputs=example, device=names) as model:
+            for _ in range(20):
+                asked = []
+                for i, x in enumerate(inputs):
+                    # What is mixed goes by the first on a device.
+                    x, y = x.to(names[i % len(names)]), x.to(names[-1])
+                    asked.append((x.device, model.infer(x, x if i % 3 else y)))
+                for x, (device, future) in zip(inputs, asked, strict=True):
+                    y, given = await future
+                    assert (y.device, given["x"].device) == (device, device)
+                    close((y * 2).cpu(), x * 4)
+                    close(given["x"].cpu(), x)
+                if all(i.runs for i in model.stats().instances):
+                    break
+            assert all(i.runs for i in model.stats().instances)
+            # One that is on a device, beside one of the host's.
+            y, given = await model.infer(inputs[0], inputs[0].to(names[-1]))
+            assert y.device == given["x"].device == torch.device(names[-1])
+            close(y.cpu(), inputs[0] * 2)
+
+    asyncio.run(main())
+
+
 def large_inputs_go_through_small_staging(names):
     import torch
 
@@ -231,6 +265,7 @@ def devices_named_in_a_program_are_where_it_runs(names, folder):
 CHECKS = (
     all_devices_give_what_the_cpu_gives,
     what_comes_on_the_device_is_answered_on_the_device,
+    a_result_is_on_the_device_of_its_input_whichever_served_it,
     large_inputs_go_through_small_staging,
     training_gives_what_it_gives_on_the_cpu,
     several_devices_train_as_one_does,

@@ -21,7 +21,14 @@ pytestmark = [pytest.mark.torch]
 
 SCRIPT = Path(__file__).parent / "isolated" / "planted.py"
 #: The course of events, the guard that is left out in it.
-BUGS = {"wait": "wait", "record": "record", "lend": "record", "reuse": "reuse"}
+BUGS = {
+    "wait": "wait",
+    "record": "record",
+    "lend": "record",
+    "reuse": "reuse",
+    "follow": "follow",
+    "order": "order",
+}
 
 
 def build():
@@ -63,7 +70,7 @@ def test_results_are_right_with_the_guard(course, outcomes):
     assert outcomes[f"{course}:"] == ("right", False)
 
 
-@pytest.mark.parametrize("course", ["wait", "record", "lend"])
+@pytest.mark.parametrize("course", ["wait", "record", "lend", "follow", "order"])
 def test_memory_is_read_too_early_or_too_late_without_the_guard(course, outcomes):
     assert outcomes[f"{course}:{BUGS[course]}"] == ("wrong", True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,9 @@ def test_module_runs_as_a_program() -> None:
     command = [sys.executable, "-m", "pyasyncml", "devices"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == len(devices())
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(devices())
+    assert re.fullmatch(r"python +cpu +cpu, \d+\.\d GiB", lines[-1])
 
 
 @pytest.mark.parametrize("argv", [[], ["no-such-command"], ["build", "no-such"]])

@@ -23,6 +23,7 @@ from device_checks import (
     on_cpu,
     rows,
 )
+from device_service_checks import SERVICE_CHECKS
 
 import pyasyncml as ml
 
@@ -32,7 +33,9 @@ pytestmark = [pytest.mark.accelerator, pytest.mark.torch]
 ZERO, ONE = BOTH = ["privateuseone:0", "privateuseone:1"]
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize(
+    "check", [*CHECKS, *SERVICE_CHECKS], ids=lambda check: check.__name__
+)
 def test_on_simulated_devices(check, accelerators):
     check(BOTH)
 
@@ -45,6 +48,98 @@ async def until(what):
     """Lets the loop run until it is so."""
     while not what():
         await asyncio.sleep(0)
+
+
+# --- what there is ---
+
+
+def test_devices_lists_accelerators_and_their_memory_or_why_it_is_unknown(
+    accelerators,
+):
+    accelerators[0].limit_memory(3 << 30)
+    accelerators[1].lose("power failure")
+    found = {d.device: d for d in ml.devices() if d.backend == "torch"}
+    assert list(found) == ["cpu", ZERO, ONE]
+    assert all(device.available for device in found.values())
+    assert found["cpu"].memory > 0
+    assert (found[ZERO].memory, found[ZERO].reason) == (3 << 30, "")
+    assert (found[ONE].memory, found[ONE].reason) == (0, "memory: power failure")
+    accelerators[0].limit_memory(None)
+    [first] = [d for d in ml.devices() if d.device == ZERO]
+    assert first.memory == 0
+    assert "memory: getMemoryInfo is not implemented" in first.reason
+
+
+# --- what can't be ---
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "said"),
+    [
+        (ZERO, {}, r"give example inputs= .*served on 'privateuseone:0', or move it"),
+        (
+            ZERO,
+            {"backend": "python"},
+            r"give example inputs= \(and no backend='python'",
+        ),
+        ("xla:0", {}, "XLA devices run JAX functions, as bundles that export.jax"),
+        ("xla:0", {"inputs": True}, "device xla:0 runs JAX functions.*export.jax"),
+        ("privateuseone:7", {"inputs": True}, "no device privateuseone:7; torch can"),
+    ],
+)
+def test_device_that_a_module_cannot_run_on_is_told_with_what_could_be_done(
+    accelerators, device, given, said
+):
+    if "inputs" in given:
+        given = {"inputs": torch.from_numpy(rows(2))}
+
+    async def main():
+        with pytest.raises(ml.LoadError, match=said):
+            await ml.load(net(), device=device, **given)
+
+    asyncio.run(main())
+
+
+def test_a_callable_runs_on_no_device_and_an_xla_device_trains_no_module(accelerators):
+    async def main():
+        with pytest.raises(ml.LoadError, match="a callable runs in Python, not on"):
+            await ml.load(len, device=ZERO)
+        with pytest.raises(ml.LoadError, match="not on 'xla:0'; export.jax writes"):
+            await ml.load(len, device="xla:0")
+
+    asyncio.run(main())
+    module = net()
+    optimizer = torch.optim.SGD(module.parameters())
+    with pytest.raises(ValueError, match="aren't trained on xla:0.*export.jax"):
+        ml.Trainer(module, loss=len, optimizer=optimizer, device="xla:0")
+
+
+def test_an_input_elsewhere_is_told_all_devices_of_the_model(accelerators):
+    x = torch.from_numpy(rows(2)).to(ZERO)
+
+    async def main():
+        async with load(net(), ["cpu", ONE]) as model:
+            with pytest.raises(
+                ml.InputError,
+                match=r"it is on privateuseone:0, the model runs on cpu and "
+                "privateuseone:1",
+            ):
+                model.infer(x)
+            assert (await model.infer(x.to(ONE))).device == torch.device(ONE)
+
+    asyncio.run(main())
+
+
+def test_example_inputs_may_lie_where_the_module_does_not(accelerators):
+    module = net()
+    x = torch.from_numpy(rows(2))
+
+    async def main():
+        for device, where in (("cpu", ZERO), (ZERO, ZERO), (ONE, ZERO), (ZERO, "cpu")):
+            async with ml.load(module, inputs=x.to(where), device=device) as model:
+                close(await model.infer(x.numpy()), on_cpu(module, x))
+
+    asyncio.run(main())
 
 
 # --- copies ---
@@ -91,6 +186,46 @@ def test_what_stays_on_the_device_makes_no_trip_to_the_host(accelerators):
 
     y = asyncio.run(main())
     close(y.cpu().numpy(), on_cpu(module, rows(3) + 1))
+
+
+def test_a_device_that_serves_another_s_input_keeps_the_order_and_stops_nobody_there(
+    accelerators,
+):
+    module = net()
+    x = torch.from_numpy(rows(3)).to(ZERO)
+
+    async def main():
+        async with load(module, BOTH) as model:
+            accelerators[0].lose("out of the model")
+            while not model.health().lost:
+                await asyncio.gather(model.infer(rows(1)), return_exceptions=True)
+            for device in accelerators:  # the simulated one is back, the model's isn't
+                device.reset()
+            with accelerators[0].gate_stream(0):  # where it is made
+                future = model.infer(x + 1)
+                await until(lambda: accelerators[0].counters().waits)
+                await until(accelerator.is_quiet)
+                assert not future.done()
+            y = await future
+            assert y.device == x.device
+            close(y.cpu(), on_cpu(module, rows(3) + 1))
+
+            accelerators[0].reset()
+            with accelerators[1].gate(KERNEL):
+                future = model.infer(x)
+                await until(lambda: accelerators[0].counters().on_device)
+                close((x * 2).cpu(), rows(3) * 2)  # nobody waits for the other device
+                assert not future.done()
+            y = await future
+            with accelerators[0].gate_stream(0):
+                late = y * 2
+                live = accelerators[0].counters().live_blocks
+                del y, future  # what is freed is poisoned
+                await until(lambda: accelerators[0].counters().live_blocks < live)
+                await until(accelerator.is_quiet)
+            close(late.cpu(), on_cpu(module, rows(3)) * 2)
+
+    asyncio.run(main())
 
 
 def test_requests_on_a_device_run_alone_beside_batches_of_the_host_s(accelerators):
@@ -188,6 +323,29 @@ def test_close_waits_for_what_runs_however_long_the_device_takes(accelerators):
         accelerators[0].open()
         await closing
         close(await running, on_cpu(module, rows(3)))
+
+    asyncio.run(main())
+
+
+def test_what_is_given_up_while_a_device_is_busy_is_never_given_to_it(accelerators):
+    module = net()
+
+    async def main():
+        async with load(module, ZERO) as model:
+            accelerators[0].reset()
+            with accelerators[0].gate(KERNEL):
+                gone, running = model.infer(rows(3)), model.infer(rows(3))
+                await until(lambda: accelerators[0].counters().to_device == 2)
+                unwanted = model.infer(rows(3))
+                late = model.infer(rows(3), timeout=0.01)
+                for future in (gone, unwanted):
+                    assert future.cancel()
+                with pytest.raises(ml.DeadlineExceeded):
+                    await late
+            close(await running, on_cpu(module, rows(3)))
+            assert accelerators[0].counters().to_device == 2
+            assert model.stats().cancelled == 2
+            assert model.stats().expired == 1
 
     asyncio.run(main())
 

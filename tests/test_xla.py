@@ -4,6 +4,7 @@ several devices, and what they say of inputs that don't fit."""
 from __future__ import annotations
 
 import asyncio
+import os
 
 import numpy as np
 import pytest
@@ -410,6 +411,10 @@ def test_devices_lists_those_of_the_plugin():
     found = [device for device in ml.devices() if device.backend == "xla"]
     assert [device.device for device in found] == [f"xla:{n}" for n in range(4)]
     assert all(device.available for device in found)
+    # The CPU's plugin doesn't tell what its devices have: they share the host's.
+    assert {device.memory for device in found} == {
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    }
 
 
 def test_the_signature_says_names_dtypes_and_shapes(run, mlp_path):

@@ -51,7 +51,8 @@ paml_answer_served(struct serving *serving, struct job *job)
     struct paml_op *op = job->op;
 
     if (op->session != NULL &&
-        paml_session_absorb(op->session, &op->outputs, serving->error) != PAML_OK) {
+        paml_session_absorb(op->session, &op->outputs, serving->worker->model->backend,
+                            serving->instance, serving->error) != PAML_OK) {
         paml_answer_failed(serving, job, serving->error->code, serving->error->message);
         return;
     }

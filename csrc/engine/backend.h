@@ -20,6 +20,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "error.h"
 #include "value.h"
@@ -28,7 +29,7 @@
 extern "C" {
 #endif
 
-#define PAML_ABI_VERSION 1u
+#define PAML_ABI_VERSION 2u
 #define PAML_BACKEND_CAPSULE "pyasyncml.backend"
 
 /* One named input or output of an entry. */
@@ -93,8 +94,9 @@ struct paml_flight {
 
 struct paml_device_info {
     DLDevice device;
-    char name[64];   /* "NVIDIA H100", … or "cpu" */
-    uint64_t memory; /* bytes; 0: unknown */
+    char name[64];    /* "NVIDIA H100", … or "cpu"; "": there is no such device */
+    uint64_t memory;  /* bytes; 0: unknown */
+    char reason[192]; /* why there is none, or why its memory is unknown */
 };
 
 struct paml_backend {
@@ -151,7 +153,22 @@ struct paml_backend {
        current stream of the device until now comes before whatever runs begun from now
        on do there with inputs that lie on it. Any thread, GIL or not; must not wait. */
     void (*order)(DLDevice device);
+
+    /* NULL: outputs are in host memory. A tensor that a run of this instance has given,
+       and that has ended, copied from its device into `to`: host memory, dense in C
+       order. */
+    int (*download)(void *instance, const DLTensor *from, void *to,
+                    struct paml_error *err);
 };
+
+/* In bytes; 0: unknown. */
+static inline uint64_t
+paml_host_memory(void)
+{
+    long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
+
+    return pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size : 0;
+}
 
 static inline int
 paml_backend_can_stop(const struct paml_backend *backend)
@@ -176,6 +193,14 @@ paml_backend_orders(const struct paml_backend *backend)
     return backend->struct_size >=
                offsetof(struct paml_backend, order) + sizeof(backend->order) &&
            backend->order != NULL;
+}
+
+static inline int
+paml_backend_downloads(const struct paml_backend *backend)
+{
+    return backend->struct_size >=
+               offsetof(struct paml_backend, download) + sizeof(backend->download) &&
+           backend->download != NULL;
 }
 
 /* Room for `more` further values; the new ones are zeroed (PAML_NONE). Returns the

@@ -191,17 +191,34 @@ shares_memory(const struct paml_value *values, uint32_t count, uint32_t at)
     return false;
 }
 
+/* A tensor of its own instead of the output, in host memory. */
 static int
-copy_tensor(struct paml_value *value)
+copy_tensor(struct paml_value *value, const struct paml_backend *backend,
+            void *instance, struct paml_error *err)
 {
+    const DLTensor *from = &value->tensor;
     struct paml_value copy;
+    int code;
 
-    if (paml_tensor_clone(&value->tensor, &copy) < 0) {
-        return -1;
+    if (from->device.device_type == kDLCPU) {
+        code = paml_tensor_clone(from, &copy) < 0 ? PAML_ERR_MEMORY : PAML_OK;
+    } else if (!paml_backend_downloads(backend)) {
+        return paml_fail(err, PAML_ERR_BACKEND,
+                         "a session's state is in host memory; the model gave it on a "
+                         "device");
+    } else if (paml_tensor_new(&copy, from->dtype, from->ndim, from->shape) < 0) {
+        code = PAML_ERR_MEMORY;
+    } else if ((code = backend->download(instance, from, copy.tensor.data, err)) !=
+               PAML_OK) {
+        paml_value_release(&copy);
+        return code;
+    }
+    if (code != PAML_OK) {
+        return paml_fail(err, code, "no memory for a session's state");
     }
     paml_value_release(value);
     *value = copy;
-    return 0;
+    return PAML_OK;
 }
 
 /* Where state `k` is among the values of a dict, or 0. */
@@ -289,10 +306,12 @@ leave_out(struct paml_outputs *outputs, const uint32_t *found, uint32_t n)
 /* Thread: worker, which has the busy op. Locks: none. */
 int
 paml_session_absorb(struct paml_session *session, struct paml_outputs *outputs,
+                    const struct paml_backend *backend, void *instance,
                     struct paml_error *err)
 {
     struct paml_value *values = outputs->values;
     uint32_t n = session->n_states, found[PAML_STATES_MOST];
+    int code;
 
     if (find_states(session, outputs, found) < 0) {
         return paml_fail(err, PAML_ERR_BACKEND,
@@ -312,9 +331,11 @@ paml_session_absorb(struct paml_session *session, struct paml_outputs *outputs,
         }
     }
     for (uint32_t i = 0; i < n; i++) {
-        if (shares_memory(values, outputs->count, found[i]) &&
-            copy_tensor(&values[found[i]]) < 0) {
-            return paml_fail(err, PAML_ERR_MEMORY, "no memory for a session's state");
+        struct paml_value *value = &values[found[i]];
+        if ((value->tensor.device.device_type != kDLCPU ||
+             shares_memory(values, outputs->count, found[i])) &&
+            (code = copy_tensor(value, backend, instance, err)) != PAML_OK) {
+            return code;
         }
     }
     for (uint32_t i = 0; i < n; i++) {

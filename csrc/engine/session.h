@@ -21,6 +21,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
+#include "backend.h"
 #include "op.h"
 
 struct paml_session {
@@ -57,8 +58,11 @@ struct paml_op *paml_session_next(struct paml_session *session, bool fresh);
 void paml_session_lend(struct paml_op *op);
 void paml_session_take_back(struct paml_op *op);
 /* The last outputs become the state; of a dict those named as the inputs that they are
-   to be. PAML_OK, or PAML_ERR_BACKEND: they can't be. */
+   to be. State is kept in host memory, whichever device gave it: the next request may
+   be one of a batch, or be another device's, and the device may be lost. PAML_OK, or
+   PAML_ERR_BACKEND: they can't be. */
 int paml_session_absorb(struct paml_session *session, struct paml_outputs *outputs,
+                        const struct paml_backend *backend, void *instance,
                         struct paml_error *err);
 
 #endif

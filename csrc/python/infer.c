@@ -211,13 +211,30 @@ parse_keywords(struct module_state *state, struct paml_request *request,
     return left;
 }
 
+/* "cpu", "cuda:0 and cuda:1", …; cut off where there is no room for all. */
+static const char *
+names_of_devices(const ModelObj *self, char *text, size_t size)
+{
+    char name[64];
+    int length = 0;
+
+    for (int d = 0; d < self->n_devices && (size_t)length < size; d++) {
+        length += snprintf(text + length, size - (size_t)length, "%s%s",
+                           d == 0                     ? ""
+                           : d + 1 == self->n_devices ? " and "
+                                                      : ", ",
+                           paml_device_name(self->devices[d], name, sizeof(name)));
+    }
+    return text;
+}
+
 static int
 check_inputs_reachable(ModelObj *self, struct paml_request *request)
 {
     const struct signature *signature = self->signature;
     struct paml_op *op = &request->op;
     struct paml_walk walk = {0, 1, false};
-    char input[64], model[64], which[32];
+    char input[64], model[256], which[32];
 
     for (uint32_t i = 0; i < op->n_inputs; i++) {
         const struct paml_value *value = &op->inputs[i];
@@ -239,7 +256,7 @@ check_inputs_reachable(ModelObj *self, struct paml_request *request)
                          name != NULL ? "'" : "", name != NULL ? name : which,
                          name != NULL ? "'" : "",
                          paml_device_name(value->tensor.device, input, sizeof(input)),
-                         paml_device_name(self->devices[0], model, sizeof(model)));
+                         names_of_devices(self, model, sizeof(model)));
             return -1;
         }
         if (value->kind == PAML_TENSOR && value->tensor.device.device_type != kDLCPU &&

@@ -97,7 +97,8 @@ preload(PyObject *module, PyObject *path)
 
 PyDoc_STRVAR(backend_devices_doc,
              "backend_devices($module, backend, /)\n--\n\n"
-             "[(device type, device index, name, memory in bytes), …]");
+             "[(device type, index, name, memory in bytes, reason), …]: what `devices` "
+             "in csrc/engine/backend.h says.");
 
 static PyObject *
 backend_devices(PyObject *module, PyObject *capsule)
@@ -117,9 +118,9 @@ backend_devices(PyObject *module, PyObject *capsule)
     }
     list = PyList_New(count);
     for (int i = 0; list != NULL && i < count; i++) {
-        PyObject *item = Py_BuildValue("(iisK)", (int)infos[i].device.device_type,
-                                       (int)infos[i].device.device_id, infos[i].name,
-                                       (unsigned long long)infos[i].memory);
+        PyObject *item = Py_BuildValue(
+            "(iisKs)", (int)infos[i].device.device_type, (int)infos[i].device.device_id,
+            infos[i].name, (unsigned long long)infos[i].memory, infos[i].reason);
         if (item == NULL) {
             Py_CLEAR(list);
             break;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,9 +30,12 @@ Devices = tuple[tuple[str, tuple[int, int]], ...]
 
 @dataclass(frozen=True)
 class Device:
-    """A device that a backend can run on, or the reason why the backend can't run.
+    """A device that a backend can run on, or one that it can't.
 
-    `device` is what `load(device=…)` takes; `memory` is in bytes, 0 where unknown.
+    `device`: what `load(device=…)` takes; "" where the backend itself can't run.
+    `name`: the framework's own. `memory`: in bytes, all that it has; devices of the CPU
+    share the host's; 0 where unknown. `available`: whether it is there. `reason`: why
+    it isn't, or why its memory isn't known; "" otherwise.
     """
 
     backend: str
@@ -69,7 +73,7 @@ def parse_devices(device: str | Sequence[str]) -> Devices:
         if match is None or match[1] not in _DEVICE_TYPES:
             raise ValueError(
                 f"device: expected 'cpu', 'cuda:0' or the like, got {name!r}; "
-                f"there is {', '.join(_DEVICE_TYPES)}"
+                f"there is {', '.join(_DEVICE_TYPES)} (TPUs are 'xla')"
             )
         index = int(match[2] or 0)
         parsed.append((name, (_DEVICE_TYPES[match[1]], index)))
@@ -107,7 +111,9 @@ def parse_options(
 def devices() -> list[Device]:
     """What each installed backend can run on, and why one that is known can't.
 
-    Loads the frameworks that are installed: call it from `call` where that matters.
+    Loads the frameworks that are installed, and asks accelerators for their memory,
+    which on CUDA starts its runtime: call it from `call` where that matters, and not
+    before a fork.
     """
     found = []
     for backend in ("torch", "onnxruntime", "tensorflow", "xla"):
@@ -116,9 +122,10 @@ def devices() -> list[Device]:
         except LoadError as error:
             found.append(Device(backend, "", "", 0, False, str(error)))
             continue
-        for kind, index, name, memory in _core.backend_devices(capsule):
+        for kind, index, name, memory, reason in _core.backend_devices(capsule):
             device = _DEVICE_NAMES.get(kind, f"type{kind}")
             device = device if device == "cpu" else f"{device}:{index}"
-            found.append(Device(backend, device, name, memory, True, ""))
-    found.append(Device("python", "cpu", "cpu", 0, True, ""))
+            found.append(Device(backend, device, name, memory, bool(name), reason))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    found.append(Device("python", "cpu", "cpu", memory, True, ""))
     return found

@@ -64,8 +64,8 @@ def export_module(
         )
     home = home_of((*module.parameters(), *module.buffers()))
     args = pytree.tree_map_only(_is_array, torch.as_tensor, inputs)
-    if home != "cpu":  # where runs copy them to
-        args = pytree.tree_map_only(torch.Tensor, lambda t: t.to(home), args)
+    # Where runs copy them to, wherever they are.
+    args = pytree.tree_map_only(torch.Tensor, lambda t: t.to(home), args)
     args = _apart(args)
     tensors = {
         path: leaf

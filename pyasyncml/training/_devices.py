@@ -21,6 +21,11 @@ def devices_of(device: Any) -> list[torch.device]:
     homes = []
     for name, _ in parse_devices(device):
         home = torch.device(name)
+        if home.type == "xla":
+            raise ValueError(
+                f"device: torch modules aren't trained on {name}: XLA devices run "
+                "JAX's programs, training steps with state too, which export.jax writes"
+            )
         homes.append(
             home if home.type == "cpu" else torch.device(home.type, home.index or 0)
         )

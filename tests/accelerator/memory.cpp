@@ -214,6 +214,17 @@ class DeviceMemory final : public c10::DeviceAllocator {
     void emptyCache(c10::MempoolId_t = {0, 0}) override
     {
     }
+    /* What a test limits it to; without a limit it can't tell, as allocators may. */
+    std::pair<size_t, size_t> getMemoryInfo(c10::DeviceIndex index) override
+    {
+        Device &device = device_at(index);
+        device.check();
+        const int64_t limit = device.memory_limit;
+        if (limit == INT64_MAX) {
+            return c10::DeviceAllocator::getMemoryInfo(index);
+        }
+        return {(size_t)(limit - device.counters.live_bytes), (size_t)limit};
+    }
     c10::CachingDeviceAllocator::DeviceStats getDeviceStats(c10::DeviceIndex) override
     {
         return {};

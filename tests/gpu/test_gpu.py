@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from device_checks import CHECKS, devices_named_in_a_program_are_where_it_runs
+from device_service_checks import SERVICE_CHECKS
 
 torch = pytest.importorskip("torch")
 pytestmark = [
@@ -19,7 +20,9 @@ def names():
     return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize(
+    "check", [*CHECKS, *SERVICE_CHECKS], ids=lambda check: check.__name__
+)
 def test_on_gpus(check, names):
     check(names)
 

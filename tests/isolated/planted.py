@@ -91,6 +91,32 @@ async def reuse(model):
     return torch.equal(torch.as_tensor(await asked), x * 2)
 
 
+async def made_late(model, stream_id, make, bug):
+    """An input on the device that isn't there yet when it is given."""
+    x = torch.arange(1000.0)
+    there = x.to(device.name)
+    with device.gate_stream(stream_id):
+        asked = model.infer(make(there))
+        if bug in os.environ["PYASYNCML_PLANTED"]:
+            await asked
+        else:
+            await until(lambda: device.counters().kernels >= 2 and is_quiet())
+            assert not asked.done()
+    return torch.equal((await asked).cpu(), (x + 1) * 2)
+
+
+async def follow(model):
+    """The input is made on the default stream."""
+    return await made_late(model, 0, lambda x: x + 1, "follow")
+
+
+async def order(model):
+    """The input is made beside it, on the stream that is current at the call."""
+    side = torch.Stream(device.name)
+    with side:
+        return await made_late(model, side.stream_id, lambda x: x + 1, "order")
+
+
 async def main():
     for what in sys.argv[2:]:
         test, _, planted = what.partition(":")

@@ -15,17 +15,23 @@ ort_devices(struct paml_device_info *infos, int capacity)
     int count = 0;
 
     if (count < capacity) {
-        infos[count] = (struct paml_device_info){.device = {kDLCPU, 0}, .name = "cpu"};
+        infos[count] = (struct paml_device_info){
+            .device = {kDLCPU, 0}, .name = "cpu", .memory = paml_host_memory()};
     }
     count++;
-    if (ort_has_provider("CUDAExecutionProvider")) {
-        if (count < capacity) {
-            infos[count] = (struct paml_device_info){.device = {kDLCUDA, 0},
-                                                     .name = "CUDAExecutionProvider"};
-        }
-        count++;
+    if (count < capacity) {
+        infos[count] =
+            ort_has_provider("CUDAExecutionProvider")
+                ? (struct paml_device_info){.device = {kDLCUDA, 0},
+                                            .name = "CUDAExecutionProvider",
+                                            .reason = "memory: ONNX Runtime doesn't "
+                                                      "tell"}
+                : (struct paml_device_info){.device = {kDLCUDA, 0},
+                                            .reason = "this library has no "
+                                                      "CUDAExecutionProvider; that of "
+                                                      "onnxruntime-gpu has"};
     }
-    return count;
+    return count + 1;
 }
 
 /* What it says of the version is known once the library is open. */

@@ -1,7 +1,6 @@
 /* The table of C functions. */
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "instance.h"
 #include "program.h"
@@ -104,8 +103,7 @@ tensorflow_devices(struct paml_device_info *infos, int capacity)
     memset(infos, 0, sizeof(*infos));
     infos->device = (DLDevice){kDLCPU, 0};
     strcpy(infos->name, "cpu");
-    infos->memory =
-        (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGE_SIZE);
+    infos->memory = paml_host_memory();
     return 1;
 }
 

@@ -132,6 +132,18 @@ torch_order(DLDevice device) noexcept
     }
 }
 
+static int
+torch_download(void *instance, const DLTensor *from, void *to,
+               struct paml_error *err) noexcept
+{
+    try {
+        static_cast<ServedInstance *>(instance)->download(*from, to);
+        return PAML_OK;
+    } catch (...) {
+        return report(err, PAML_ERR_BACKEND);
+    }
+}
+
 static void
 torch_close(void *instance) noexcept
 {
@@ -168,6 +180,7 @@ const struct paml_backend paml_torch_backend = {
     .poll = torch_poll,
     .finish = torch_finish,
     .order = torch_order,
+    .download = torch_download,
 };
 
 } // extern "C"

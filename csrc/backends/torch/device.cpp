@@ -3,14 +3,14 @@
 #include <algorithm>
 #include <cstdio>
 #include <optional>
+#include <stdexcept>
 #include <string>
-
-#include <unistd.h>
 
 #include <ATen/Context.h>
 #include <ATen/DLConvertor.h>
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/Parallel.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include "errors.h"
@@ -42,11 +42,47 @@ accelerator_count()
     return type ? c10::impl::getDeviceGuardImpl(*type)->deviceCount() : 0;
 }
 
-uint64_t
-host_memory()
+/* Not all versions of torch have the question, nor all allocators the answer. */
+template <typename Allocator>
+auto
+total_memory(Allocator &allocator, c10::DeviceIndex index)
+    -> decltype((uint64_t)allocator.getMemoryInfo(index).second)
 {
-    const long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
-    return pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size : 0;
+    return (uint64_t)allocator.getMemoryInfo(index).second;
+}
+
+uint64_t
+total_memory(...)
+{
+    throw std::runtime_error("torch " PAML_TORCH_VERSION " doesn't tell");
+}
+
+void
+describe_accelerator(c10::Device device, struct paml_device_info &info)
+{
+    try {
+        info.memory =
+            total_memory(*c10::getDeviceAllocator(device.type()), device.index());
+    } catch (...) {
+        snprintf(info.reason, sizeof(info.reason), "memory: %s",
+                 first_line(current_message()).c_str());
+    }
+}
+
+/* A word for what isn't there: whose user asked for an accelerator meant that one. */
+void
+describe_absent_accelerator(struct paml_device_info &info)
+{
+    const auto type = accelerator_type();
+
+    info = {};
+    info.device = DLDevice{kDLCUDA, 0};
+    if (type) {
+        info.device = dlpack_of(c10::Device(*type, 0));
+    }
+    snprintf(info.reason, sizeof(info.reason),
+             type ? "torch " PAML_TORCH_VERSION " finds none"
+                  : "torch " PAML_TORCH_VERSION " was built for the CPU alone");
 }
 
 std::string
@@ -83,6 +119,13 @@ require_device(DLDevice wanted)
     if (wanted.device_type == kDLCPU) {
         return c10::Device(c10::kCPU);
     }
+    if ((int)wanted.device_type == PAML_DEVICE_XLA) {
+        throw Failure(PAML_ERR_LOAD,
+                      "device xla:" + std::to_string(wanted.device_id) +
+                          " runs JAX functions, as bundles that export.jax writes; "
+                          "torch can run on: " +
+                          names_of_devices());
+    }
     std::optional<c10::Device> device;
     try {
         device = device_of(wanted);
@@ -106,16 +149,23 @@ int
 list_devices(struct paml_device_info *infos, int capacity)
 {
     const int count = 1 + accelerator_count();
+    if (count == 1 && capacity > 1) {
+        describe_absent_accelerator(infos[1]);
+    }
     for (int i = 0; i < std::min(count, capacity); i++) {
         const c10::Device device =
             i == 0 ? c10::Device(c10::kCPU)
                    : c10::Device(*accelerator_type(), (c10::DeviceIndex)(i - 1));
         infos[i] = {};
         infos[i].device = dlpack_of(device);
-        infos[i].memory = i == 0 ? host_memory() : 0;
         snprintf(infos[i].name, sizeof(infos[i].name), "%s", device.str().c_str());
+        if (i == 0) {
+            infos[i].memory = paml_host_memory();
+        } else {
+            describe_accelerator(device, infos[i]);
+        }
     }
-    return count;
+    return std::max(count, 2);
 }
 
 void

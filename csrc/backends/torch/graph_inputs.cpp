@@ -234,7 +234,7 @@ GraphInstance::read_tree(InputReader &reader, const Tree &tree)
     }
 }
 
-bool
+std::optional<c10::Device>
 GraphInstance::read_inputs(const struct paml_run &run)
 {
     const bool stay = !graph_.beside.empty(); /* until they are cut into shards */

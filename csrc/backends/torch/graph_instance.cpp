@@ -288,7 +288,7 @@ GraphInstance::result_of(const Tree &tree, std::vector<c10::IValue> &leaves)
 
 /* Runs the graph. Whatever happens, nothing refers to the inputs afterwards. */
 c10::IValue
-GraphInstance::call(const struct paml_run &run, bool *saw_device)
+GraphInstance::call(const struct paml_run &run, std::optional<c10::Device> *came_on)
 {
     struct Forget {
         GraphInstance &instance;
@@ -300,10 +300,10 @@ GraphInstance::call(const struct paml_run &run, bool *saw_device)
         }
     } forget = {*this};
 
-    *saw_device = read_inputs(run);
+    *came_on = read_inputs(run);
     /* Where others write to what we share, and where a batch that stayed was made. */
     if (lane_ != nullptr && graph_.shares_state &&
-        (!*saw_device || !graph_.beside.empty())) {
+        (*came_on != device_ || !graph_.beside.empty())) {
         for (Lane *lane : lanes()) {
             lane->follow_default_stream();
         }
@@ -354,11 +354,12 @@ GraphInstance::execute(const struct paml_run &run, struct paml_outputs *outputs)
         }
     } give_back = {*this};
 
-    bool saw_device = false;
-    c10::IValue result = call(run, &saw_device);
-    /* The losses of steps are read where they are noted. */
-    const bool to_host = !saw_device || graph_.shares_state;
-    write_outputs(std::move(result), outputs, lane_.get(), to_host);
+    std::optional<c10::Device> came_on;
+    c10::IValue result = call(run, &came_on);
+    if (graph_.shares_state) {
+        came_on.reset(); /* the losses of steps are read where they are noted */
+    }
+    write_outputs(std::move(result), outputs, lane_.get(), came_on);
 }
 
 } // namespace pyasyncml

@@ -44,7 +44,7 @@ class GraphInstance : public ServedInstance {
     void execute(const struct paml_run &run, struct paml_outputs *outputs) override;
 
     /* graph_inputs.cpp: fills the slots of the inputs, everything checked. */
-    bool read_inputs(const struct paml_run &run);
+    std::optional<c10::Device> read_inputs(const struct paml_run &run);
     void read_tree(InputReader &reader, const Tree &tree);
     void read_leaf(InputReader &reader, const InputLeaf &leaf);
     void take_leaf(const InputLeaf &leaf, c10::IValue value);
@@ -63,7 +63,7 @@ class GraphInstance : public ServedInstance {
     c10::IValue value_of(const Operand &operand);
     c10::IValue list_of(const Operand &operand);
     c10::IValue result_of(const Tree &tree, std::vector<c10::IValue> &leaves);
-    c10::IValue call(const struct paml_run &run, bool *saw_device);
+    c10::IValue call(const struct paml_run &run, std::optional<c10::Device> *came_on);
 
     Graph &graph_;         /* the program's, which outlives its instances */
     const bool elsewhere_; /* not the kind of device that the graph was made on */

@@ -277,13 +277,13 @@ InputReader::InputReader(const struct paml_run &run, std::optional<c10::Device> 
 {
 }
 
-bool
+std::optional<c10::Device>
 InputReader::end()
 {
     if (uploads_) {
         uploads_->end();
     }
-    return saw_device_;
+    return came_on_;
 }
 
 const struct paml_value &
@@ -613,14 +613,15 @@ InputReader::tensor(const struct paml_value &value, const Where &where)
     if (lane_ != nullptr && host) {
         return upload(view);
     }
-    if (!device.is_cpu() && !saw_device_) {
-        saw_device_ = true;
-        if (lane_ != nullptr) {
-            lane_->follow_default_stream(); /* where it was made */
-        }
+    if (!device.is_cpu() && !came_on_) {
+        came_on_ = device;
     }
     if (device_ && device != *device_) {
-        return view.to(*device_);
+        return lane_ != nullptr ? lane_->fetch(view) : view.to(*device_);
+    }
+    if (lane_ != nullptr && !followed_) {
+        followed_ = true;
+        lane_->follow_default_stream(); /* where it was made */
     }
     if (copy_) {
         return view.clone();

@@ -71,9 +71,10 @@ class InputReader {
         return absent;
     }
 
-    /* All is read: what is enqueued from now on finds it on the device. Returns whether
-       an input came on a device rather than in host memory. */
-    bool end();
+    /* All is read: what is enqueued from now on finds it on the device. Returns the
+       accelerator that the first of those inputs came on that came on one; nothing:
+       all came in host memory. */
+    std::optional<c10::Device> end();
 
   private:
     struct Where;
@@ -95,7 +96,8 @@ class InputReader {
     const struct paml_value *at_, *end_;
     std::optional<c10::Device> device_;
     bool copy_;
-    bool saw_device_ = false;
+    std::optional<c10::Device> came_on_;
+    bool followed_ = false; /* the lane's default stream */
     Borrowed &borrowed_;
     Lane *lane_;
     std::optional<Uploads> uploads_; /* from the first of them on */

@@ -30,7 +30,7 @@ Instance::check_count(const struct paml_run &run) const
 
 /* Runs the entry. Whatever happens, nothing refers to the inputs afterwards. */
 c10::IValue
-Instance::call(const struct paml_run &run, bool *saw_device)
+Instance::call(const struct paml_run &run, std::optional<c10::Device> *came_on)
 {
     /* Also when the run throws: a module may have kept an input before it failed. */
     struct GiveBack {
@@ -46,7 +46,7 @@ Instance::call(const struct paml_run &run, bool *saw_device)
     for (const Argument &argument : program_.arguments()) {
         stack_.push_back(reader.read(argument));
     }
-    *saw_device = reader.end();
+    *came_on = reader.end();
     program_.function().run(stack_);
     return std::move(stack_.back());
 }
@@ -71,9 +71,9 @@ Instance::execute(const struct paml_run &run, struct paml_outputs *outputs)
         }
     } give_back = {*this};
 
-    bool saw_device = false;
-    c10::IValue result = call(run, &saw_device);
-    write_outputs(std::move(result), outputs, lane_.get(), !saw_device);
+    std::optional<c10::Device> came_on;
+    c10::IValue result = call(run, &came_on);
+    write_outputs(std::move(result), outputs, lane_.get(), came_on);
 }
 
 } // namespace pyasyncml

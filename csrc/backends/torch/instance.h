@@ -17,7 +17,7 @@ class Instance : public ServedInstance {
   private:
     void execute(const struct paml_run &run, struct paml_outputs *outputs) override;
     void check_count(const struct paml_run &run) const;
-    c10::IValue call(const struct paml_run &run, bool *saw_device);
+    c10::IValue call(const struct paml_run &run, std::optional<c10::Device> *came_on);
 
     Program &program_;
     const ObjectPtr module_;

@@ -2,18 +2,20 @@
  * in beside it, the pinned memory that copies go through, and the waiting.
  *
  * c10's virtual interfaces only, so that one build serves whatever registers a guard.
- * Three things keep it right, none of which a test would miss by luck (they are planted
+ * Four things keep it right, none of which a test would miss by luck (they are planted
  * as bugs in a build with PYASYNCML_PLANT_BUGS):
  *   - the computing stream waits for the event that the copies of a run end with;
  *   - memory that was allocated for one stream and is used on another is held until it
  *     has been, or recorded there, or its allocator would hand it out again too early;
- *   - a staging buffer is written again only after the copies out of it have ended.
+ *   - a staging buffer is written again only after the copies out of it have ended;
+ *   - what the caller had enqueued before, on whatever stream, comes before the run.
  */
 #ifndef PAML_TORCH_LANE_H
 #define PAML_TORCH_LANE_H
 
 #include <chrono>
 #include <cstdint>
+#include <map>
 #include <utility>
 #include <vector>
 
@@ -72,6 +74,12 @@ class Lane {
         return compute_;
     }
 
+    /* What copies to the device go over, beside what is computed. */
+    const c10::Stream &copies() const
+    {
+        return copies_;
+    }
+
     /* What was enqueued on the device's default stream until now comes first: that is
        where callers made what they hand over on the device (order_after_caller()), and
        where weights were copied. */
@@ -84,6 +92,15 @@ class Lane {
     /* Memory of the computing stream's that others read on the default stream must not
        be given out again before they are done. */
     void lend_to_default_stream(const at::Tensor &result) const;
+
+    /* The same tensor on this device, for use on the computing stream. What was
+       enqueued on the other accelerator's default stream until now, where it was made,
+       comes first. To be held until the run's end. */
+    at::Tensor fetch(const at::Tensor &elsewhere);
+
+    /* A result that belongs on another accelerator, there, for use on that one's
+       default stream once the run has ended. */
+    at::Tensor send(const at::Tensor &result, c10::Device to);
 
     /* What was uploaded since the last call: to be held until the computing stream is
        done with it, and let go of then. (Recording all of it there would do, at the
@@ -112,12 +129,17 @@ class Lane {
     };
     Staging &next_staging(size_t wanted);
 
+    const c10::Stream &stream_on(c10::Device other);
+
     c10::Stream compute_, copies_;
     c10::Allocator *pinned_; /* NULL: the device has none */
     Staging ring_[2];
     int next_ = 0;
     std::vector<at::Tensor> uploaded_;
     Mark usual_, drained_;
+    /* Of other accelerators, for copies from and to there: their default streams, which
+       are their users', never wait for this device. */
+    std::map<c10::DeviceIndex, c10::Stream> elsewhere_;
 };
 
 /* The copies of one run's inputs to the device, on the copying stream: they go on while

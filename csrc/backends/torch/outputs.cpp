@@ -82,8 +82,10 @@ struct Census {
 
 class OutputWriter {
   public:
-    OutputWriter(struct paml_outputs *outputs, const Lane *lane, bool to_host)
-        : outputs_(outputs), lane_(lane), to_host_(to_host)
+    OutputWriter(struct paml_outputs *outputs, Lane *lane,
+                 std::optional<c10::Device> to)
+        : outputs_(outputs), lane_(lane),
+          here_(lane != nullptr ? lane->device() : c10::Device(c10::kCPU)), to_(to)
     {
     }
 
@@ -214,10 +216,11 @@ class OutputWriter {
             tensor = tensor.resolve_conj().resolve_neg().clone();
             ours = true;
         }
-        if (to_host_ && !tensor.device().is_cpu()) {
-            tensor = lane_ != nullptr && lane_->device() == tensor.device()
-                         ? lane_->download(std::move(tensor))
-                         : tensor.to(at::kCPU);
+        if (!to_ && !tensor.device().is_cpu()) {
+            tensor = tensor.device() == here_ ? lane_->download(std::move(tensor))
+                                              : tensor.to(at::kCPU);
+        } else if (to_ && tensor.device() == here_ && *to_ != here_) {
+            tensor = lane_ != nullptr ? lane_->send(tensor, *to_) : tensor.to(*to_);
         } else if (!ours || overlaps_itself(tensor)) {
             tensor = tensor.clone();
         }
@@ -238,8 +241,9 @@ class OutputWriter {
     }
 
     struct paml_outputs *outputs_;
-    const Lane *lane_;
-    bool to_host_;
+    Lane *lane_;
+    c10::Device here_; /* where the run was */
+    std::optional<c10::Device> to_;
     Census census_;
 };
 
@@ -257,10 +261,10 @@ discard(struct paml_outputs *outputs)
 }
 
 void
-write_outputs(c10::IValue result, struct paml_outputs *outputs, const Lane *lane,
-              bool to_host)
+write_outputs(c10::IValue result, struct paml_outputs *outputs, Lane *lane,
+              std::optional<c10::Device> to)
 {
-    OutputWriter writer(outputs, lane, to_host);
+    OutputWriter writer(outputs, lane, to);
 
     try {
         if (result.isTensor()) {

@@ -2,7 +2,10 @@
 #ifndef PAML_TORCH_OUTPUTS_H
 #define PAML_TORCH_OUTPUTS_H
 
+#include <optional>
+
 #include <ATen/core/ivalue.h>
+#include <c10/core/Device.h>
 
 #include "backend.h"
 #include "lane.h"
@@ -15,13 +18,14 @@ namespace pyasyncml {
  *
  * `lane` is the accelerator's, or NULL on the CPU. There everything is only enqueued:
  * the results are complete when what its computing stream has been given has ended.
- * With `to_host` tensors come back in host memory, otherwise they stay on the device.
+ * `to`: the accelerator that the run's own results go to; nothing: all tensors come
+ * back in host memory.
  *
  * Precondition: `result` holds the only references that the run has left behind (its
  * stack is empty), since ownership is read off the reference counts. Throws; what was
  * written is released then. */
-void write_outputs(c10::IValue result, struct paml_outputs *outputs, const Lane *lane,
-                   bool to_host);
+void write_outputs(c10::IValue result, struct paml_outputs *outputs, Lane *lane,
+                   std::optional<c10::Device> to);
 
 /* Releases all of it. */
 void discard(struct paml_outputs *outputs);

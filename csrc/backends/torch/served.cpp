@@ -4,6 +4,9 @@
 #include <cstring>
 #include <new>
 
+#include <ATen/DLConvertor.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/from_blob.h>
 #include <c10/core/StreamGuard.h>
 
 #include "device.h"
@@ -162,6 +165,26 @@ ServedInstance::end(std::unique_ptr<Flight> flight, struct paml_outputs *outputs
     }
     memcpy(values, flight->outputs.values, flight->outputs.count * sizeof(*values));
     flight->outputs.count = 0;
+}
+
+void
+ServedInstance::download(const DLTensor &result, void *to) const
+{
+    const c10::IntArrayRef sizes(result.shape, (size_t)result.ndim);
+    const auto options = at::TensorOptions(at::toScalarType(result.dtype));
+    auto maker = at::for_blob((char *)result.data + result.byte_offset, sizes);
+    const c10::Device device = device_of(result.device);
+    c10::OptionalStreamGuard on_copies;
+
+    if (result.strides != nullptr) {
+        maker.strides(c10::IntArrayRef(result.strides, (size_t)result.ndim));
+    }
+    if (lane_ != nullptr && lane_->device() == device) {
+        on_copies.reset_stream(lane_->copies()); /* not after the runs since */
+    }
+    at::from_blob(to, sizes, options)
+        .copy_(
+            maker.options(options.device(device)).target_device(device).make_tensor());
 }
 
 } // namespace pyasyncml

@@ -69,6 +69,10 @@ class ServedInstance {
        device couldn't recover from is a Failure(PAML_ERR_DEVICE). */
     void end(std::unique_ptr<Flight> flight, struct paml_outputs *outputs);
 
+    /* A result on a device, of a run that has ended, into host memory, dense in C
+       order. */
+    void download(const DLTensor &result, void *to) const;
+
   protected:
     /* Runs the entry over `run`'s inputs and writes what it gives (write_outputs), or
        enqueues all that. Throws; `outputs` is empty then. */

@@ -211,7 +211,7 @@ describe_device(struct pjrt_device *device, struct paml_device_info *info)
     PJRT_ARGS(device_get_description, get);
     PJRT_ARGS(description_kind, kind);
     PJRT_ARGS(device_memory_stats, stats);
-    struct paml_error ignored;
+    struct paml_error ignored, why;
 
     snprintf(info->name, sizeof(info->name), "%s", paml_xla_client()->platform);
     get.device = stats.device = device;
@@ -225,10 +225,16 @@ describe_device(struct pjrt_device *device, struct paml_device_info *info)
         }
     }
     /* Platforms that don't count their memory (the CPU) answer with an error. */
+    strcpy(why.message, "memory: the plugin doesn't tell");
     if (paml_xla_report(api, api->slots[PJRT_DEVICE_MEMORY_STATS](&stats),
-                        PAML_ERR_LOAD, "", &ignored) == PAML_OK &&
+                        PAML_ERR_LOAD, "memory", &why) == PAML_OK &&
         stats.bytes_limit_is_set) {
         info->memory = (uint64_t)stats.bytes_limit;
+    } else if (strcmp(paml_xla_client()->platform, "cpu") == 0) {
+        info->memory = paml_host_memory(); /* all of its devices' together */
+    } else {
+        snprintf(info->reason, sizeof(info->reason), "%.*s",
+                 (int)sizeof(info->reason) - 1, why.message);
     }
 }
 
