@@ -327,6 +327,72 @@ def test_a_schedule_that_follows_the_validation_is_stepped_after_each_epoch():
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.001)
 
 
+@pytest.mark.parametrize("step", [False, True], ids=["pause", "step"])
+@pytest.mark.parametrize("change", ["mode", "unfrozen", "rate"])
+def test_what_is_changed_in_a_pause_counts_from_the_next_step_on(change, step):
+    def make():
+        net = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.Linear(32, 10))
+        net[0].requires_grad_(change != "unfrozen")
+        return net
+
+    def changed(net, optimizer):
+        if change == "mode":
+            net.eval()
+        elif change == "unfrozen":
+            net[0].requires_grad_(True)
+        else:
+            optimizer.param_groups[0]["lr"] = 0.001
+
+    x, y = digits()
+    (net, optimizer), (twin, twins_optimizer) = pair(
+        make, lambda p: torch.optim.SGD(p, 0.01, momentum=0.9)
+    )
+
+    async def main():
+        trainer = ml.Trainer(
+            net, loss=functional.cross_entropy, optimizer=optimizer, seed=SEED
+        )
+        async with trainer:
+            run = trainer.fit((x, y), epochs=100_000, batch_size=32)
+            async for progress in run:
+                if progress.step > 3:
+                    break
+            await run.pause()
+            before = len(run.losses)
+            changed(net, optimizer)
+            if step:
+                await trainer.step(x[:32], y[:32])
+            run.resume()
+            async for progress in run:
+                if progress.step > before + 20:
+                    break
+            run.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await run
+            return run.losses, before
+
+    losses, before = asyncio.run(main())
+    expected = []
+
+    def one(rows):
+        twins_optimizer.zero_grad()
+        loss = functional.cross_entropy(twin(x[rows]), y[rows])
+        loss.backward()
+        twins_optimizer.step()
+        return loss.item()
+
+    for epoch in range(-(-len(losses) // 4)):
+        order = np.random.default_rng([SEED, epoch]).permutation(len(x))
+        for rows in torch.from_numpy(order).split(32)[: len(losses) - 4 * epoch]:
+            if len(expected) == before:
+                changed(twin, twins_optimizer)
+                if step:
+                    one(slice(32))
+            expected.append(one(rows))
+    assert losses == expected
+    assert_same_state(net, twin)
+
+
 def test_training_goes_on_while_somebody_holds_the_gil():
     net = mlp()
     x, y = digits()
