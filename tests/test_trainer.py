@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import operator
+import os
 import threading
 import time
 
@@ -533,6 +534,45 @@ def test_other_tasks_go_on_while_it_trains():
             return (await run).steps
 
     assert asyncio.run(main()) == 200 * 4
+
+
+class Fixed(nn.Linear):
+    """Asks for its batch's size: each size has a graph of its own."""
+
+    def forward(self, x):
+        return super().forward(x) * int(x.shape[0])
+
+
+def test_of_graphs_for_one_size_each_those_used_last_are_kept(monkeypatch):
+    monkeypatch.setattr("pyasyncml.training._torch_program._KEPT", 3)
+    (net, optimizer), (twin, twins_optimizer) = pair(
+        lambda: Fixed(64, 10), lambda p: torch.optim.SGD(p, 1e-4)
+    )
+    x, y = digits()
+    data = [(x[:n], y[:n]) for n in (9, 8, 7, 9, 6, 5, 8, 9, 4)]
+
+    async def main():
+        trainer = ml.Trainer(net, loss=functional.cross_entropy, optimizer=optimizer)
+        async with trainer:
+            await ml.call(int)  # its threads
+            before = len(os.listdir("/proc/self/task"))
+            history = await trainer.fit(data, validation=data)
+            await trainer.step(*data[0])
+            # Three graphs of the step and three of the validation.
+            assert len(os.listdir("/proc/self/task")) <= before + 6
+            return history
+
+    with pytest.warns(RuntimeWarning, match="traced 5 times"):
+        history = asyncio.run(main())
+    expected = []
+    for inputs, target in [*data, data[0]]:
+        twins_optimizer.zero_grad()
+        loss = functional.cross_entropy(twin(inputs), target)
+        loss.backward()
+        twins_optimizer.step()
+        expected.append(loss.item())
+    assert history.losses == expected[:-1]
+    assert_same_state(net, twin)
 
 
 class Gated(nn.Module):
