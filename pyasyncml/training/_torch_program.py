@@ -28,7 +28,7 @@ from ._optimizers import rules_of
 from ._parallel import Replicas, check_loss
 from ._program import numbers
 from ._run import whole
-from ._schedule import Schedule, check_scheduler, varying
+from ._schedule import Schedule, SchedulerState, check_scheduler, varying
 from ._torch_evaluation import Mean, TracedEvaluation, trace_evaluation
 from ._torch_step import TracedStep, check_options, trace_step
 
@@ -337,7 +337,7 @@ class TorchProgram:
             self._module,
             self._loss,
             self._optimizer,
-            schedule=_SchedulerState(self._scheduler),
+            schedule=SchedulerState(self._scheduler),
             step=self._first,
             generators=self._generators,
             position=position,
@@ -356,7 +356,7 @@ class TorchProgram:
             self._module,
             self._loss,
             self._optimizer,
-            schedule=_SchedulerState(self._scheduler),
+            schedule=SchedulerState(self._scheduler),
             step=self._first,
             generators=self._generators,
         )
@@ -374,28 +374,6 @@ class TorchProgram:
 
     async def close(self) -> None:
         await self._close_models()
-
-
-class _SchedulerState:
-    """A scheduler as a checkpoint keeps it. Where in the epoch it stands is the
-    trainer's to say."""
-
-    def __init__(self, scheduler: Any) -> None:
-        self._scheduler = scheduler
-
-    def state_dict(self) -> dict[str, Any]:
-        scheduler = self._scheduler
-        return {"scheduler": None if scheduler is None else scheduler.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if (self._scheduler is None) != (state["scheduler"] is None):
-            raise ValueError(
-                "the checkpoint was written "
-                + ("without" if state["scheduler"] is None else "with")
-                + " a learning-rate scheduler"
-            )
-        if self._scheduler is not None:
-            self._scheduler.load_state_dict(state["scheduler"])
 
 
 class _Rows:
