@@ -315,7 +315,7 @@ async def _open_module(
     arguments = (source, entry, example, dynamic, common["batching"])
     model = await _open_served("serve_module", arguments, example, name, common)
     try:
-        await serve_live(source, model)
+        await serve_live(model)
     except BaseException:
         model._abort()
         raise

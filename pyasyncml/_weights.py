@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ._copies import copy_all
-from .errors import Error, LoadError
+from .errors import Error, LoadError, ModelClosed
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +37,9 @@ class Live:
     def __init__(
         self, module: Any, program: ServedProgram, name: str, common: dict[str, Any]
     ) -> None:
+        #: Whether copies are served, and no longer the module's own memory.
+        self.detached = False
+        self.module = weakref.ref(module)
         names = {_place(tensor): name for name, tensor in tensors_of(module).items()}
         self._program = replace(program, module=None)
         self._name, self._common = name, common
@@ -97,12 +100,16 @@ def copy_of(module: Any) -> dict[str, torch.Tensor]:
     return {name: by_id[id(tensor)] for name, tensor in tensors.items()}
 
 
-async def serve_live(module: Any, model: Model) -> None:
-    """A model over a live module is about to be handed out."""
+async def serve_live(model: Model) -> None:
+    """The model has come to serve a live module, if it does, and is handed out next."""
+    live = model._live
+    module = None if live is None else live.module()
+    if live is None or module is None:
+        return
     _models.setdefault(module, weakref.WeakSet()).add(model)
     trainer = trainer_of(module)
-    if trainer is not None and trainer._driving:
-        await model.update_weights(trainer)
+    if trainer is not None and trainer._driving and not live.detached:
+        await swap_weights(model, await trainer._copy_weights())
 
 
 def trainer_of(module: Any) -> Trainer | None:
@@ -134,25 +141,52 @@ class Copies:
                 f"model {model.name!r} wasn't loaded from a live module with example "
                 "inputs; reload(source) changes what it serves"
             )
-        return await started(await call(model._live.model, self.tensors))
+        live = model._live
+        other = await started(await call(live.model, self.tensors))
+        other._live = live
+        return other
 
 
 async def detach_models(module: Any) -> None:
-    """The module's memory is about to change: models over it get a copy."""
+    """The module's memory is about to change: models that serve it get a copy."""
     from ._call import call
 
-    models = [m for m in _models.get(module, ()) if not m._closing]
-    if models:
+    # Again for those that a reload meanwhile has made to.
+    while models := [m for m in _serving(module) if not m._closing]:
         copies = await call(Copies, module)
-        await asyncio.gather(*(swap_weights(model, copies) for model in models))
+        outcomes = await asyncio.gather(
+            *(swap_weights(model, copies) for model in models), return_exceptions=True
+        )
+        for outcome in outcomes:
+            if outcome is not None and not isinstance(outcome, ModelClosed):
+                raise outcome
+    for model in _serving(module):
+        await model.close()  # which has begun, and may have to serve what it accepted
+
+
+def _serving(module: Any) -> list[Model]:
+    """The models that serve the module's own memory."""
+    return [
+        model
+        for model in _models.get(module, ())
+        if (live := model._live) is not None
+        and not live.detached
+        and live.module() is module
+    ]
 
 
 async def swap_weights(model: Model, weights: Any) -> None:
-    """See `Model.update_weights`."""
+    """See `Model.update_weights`. What a reload has replaced meanwhile gets none."""
+    live = model._live
     other = await weights.successor(model)
+    if model._live is not live:
+        await other.close(drain=False)
+        return
     try:
         model._replace(other)
     except BaseException:
         await other.close(drain=False)
         raise
+    if live is not None:
+        live.detached = True
     await other.close()  # which has begun

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import (
@@ -387,6 +388,11 @@ class Model(_core.Model):
             except BaseException:
                 await other.close(drain=False)
                 raise
+            if self._live is not None:
+                from ._weights import serve_live
+
+                with contextlib.suppress(ModelClosed):
+                    await serve_live(self)
         finally:
             self._reloading.release()
         await other.close()  # which has begun
@@ -428,6 +434,7 @@ class Model(_core.Model):
         self._swap(other)
         self._finish = other._finish
         self._folder = other._folder
+        self._live = other._live
         self._backend_name, other._backend_name = (
             other._backend_name,
             self._backend_name,

@@ -36,7 +36,7 @@ from pyasyncml.training._checkpoint import (  # noqa: E402
     save_checkpoint,
     take_checkpoint,
 )
-from pyasyncml.training._schedule import Schedule  # noqa: E402
+from pyasyncml.training._schedule import Schedule, SchedulerState  # noqa: E402
 
 
 class Run:
@@ -53,7 +53,7 @@ class Run:
     @property
     def parts(self):
         return {
-            "schedule": self.schedule,
+            "schedule": SchedulerState(self.scheduler),
             "step": self.step,
             "generators": [self.generator],
         }

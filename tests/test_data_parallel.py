@@ -261,9 +261,7 @@ def test_a_paused_and_a_cancelled_run_have_made_whole_steps_on_all_replicas(tmp_
             async for progress in run:
                 if progress.step > 3:
                     break
-            run.pause()
-            while trainer._busy:
-                await asyncio.sleep(0)
+            await run.pause()
             check_replicas(trainer)
             run.resume()
             await trainer.save(tmp_path / "saved")

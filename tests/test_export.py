@@ -276,6 +276,10 @@ def test_program_that_compiled_code_cannot_be_is_refused(tmp_path):
             self.seen += 1
             return x + self.seen
 
+    class Overwrites(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x.add_(1)
+
     class GivesText(nn.Module):
         def forward(self, x: Any) -> Any:
             return x, "text"
@@ -283,6 +287,12 @@ def test_program_that_compiled_code_cannot_be_is_refused(tmp_path):
     path = tmp_path / "model.pt2"
     with pytest.raises(ml.LoadError, match=r"writes to its state \(seen\)"):
         export.torch(Counter(), torch.ones(2), path, compile=True)
+    with pytest.raises(
+        ml.LoadError, match=r"to its state \(running_mean\), in the mode"
+    ):
+        export.torch(nn.BatchNorm1d(2), torch.ones(3, 2), path, compile=True)
+    with pytest.raises(ml.LoadError, match=r"writes to its input \(x\)"):
+        export.torch(Overwrites(), torch.ones(2), path, compile=True)
     with pytest.raises(ml.LoadError, match="every output must be a tensor"):
         export.torch(GivesText(), torch.ones(2), path, compile=True)
     assert os.listdir(tmp_path) == []

@@ -23,6 +23,7 @@ from training_nets import (  # noqa: E402
     run_step,
     run_steps,
     same_state,
+    table,
     torch_loop,
     trace,
     twins,
@@ -111,7 +112,7 @@ def test_400_native_steps_are_bit_equal_to_pytorch(net, name, fused):
 
     async def main():
         step = trace(module, optimizer, data, generator=generator)
-        table = torch.from_numpy(Schedule(step).table(steps))
+        rows = torch.from_numpy(table(Schedule(step), steps))
         graph = lower(
             step.graph_module, bound=step.bound, mutable=True, generator=generator
         )
@@ -120,7 +121,7 @@ def test_400_native_steps_are_bit_equal_to_pytorch(net, name, fused):
         async with model:
             losses = [
                 (await model.infer(*row, *batch))[0]
-                for row, batch in zip(table, batches(steps, *data), strict=True)
+                for row, batch in zip(rows, batches(steps, *data), strict=True)
             ]
         step.sync(steps)
         return [loss.item() for loss in losses]
@@ -473,7 +474,7 @@ def test_a_step_that_fails_leaves_everything_as_it_was():
     step = trace(*ours, data)
     run_steps(step, batches(2, *data))
     torch_loop(*theirs, batches(2, *data))
-    row = Schedule(step).table(1)[0]
+    row = table(Schedule(step), 1)[0]
     with pytest.raises(IndexError):
         run_step(step, row, (data[0][:32], torch.full((32,), 9)))
     assert_same(ours, theirs)
@@ -490,7 +491,7 @@ def test_metrics_come_after_the_loss_and_are_averaged_over_the_parts():
         assert step.outputs == ("loss", "accuracy")
         batch = tuple(tensor[:32] for tensor in data)
         right = (module(batch[0]).argmax(1) == batch[1]).float().mean()
-        results = run_step(step, Schedule(step).table(1)[0], batch)
+        results = run_step(step, table(Schedule(step), 1)[0], batch)
         assert results[1].item() == pytest.approx(right.item())
 
 

@@ -13,7 +13,7 @@ import pytest
 from runs import runs
 
 import pyasyncml as ml
-from pyasyncml import Error, LoadError
+from pyasyncml import Error, LoadError, _weights
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
@@ -113,6 +113,83 @@ def test_a_model_loaded_while_a_trainer_drives_the_module_serves_a_copy():
                 then = outputs_of(net, x)
                 await trainer.step(x, y)
                 assert torch.equal(await model.infer(x), then)
+
+    asyncio.run(main())
+
+
+def test_a_model_reloaded_from_a_module_serves_copies_once_that_is_trained():
+    net, x, y = net_and_data()
+    other = copy.deepcopy(net).eval()
+    net.eval()
+
+    async def main():
+        async with ml.load(other, inputs=(x,)) as model:
+            await model.reload(net)
+            before = await model.infer(x)
+            assert torch.equal(before, outputs_of(net, x))
+            net.train()
+            async with trainer_of(net) as trainer:
+                await trainer.step(x, y)
+                assert torch.equal(await model.infer(x), before)
+                net.eval()
+                await model.reload(net)
+                assert torch.equal(await model.infer(x), outputs_of(net, x))
+                then = outputs_of(net, x)
+                net.train()
+                await trainer.step(x, y)
+                assert torch.equal(await model.infer(x), then)
+            async with trainer_of(other) as trainer:  # which nobody serves any more
+                await trainer.step(x, y)
+                assert torch.equal(await model.infer(x), then)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("meanwhile", ["close", "reload"])
+def test_a_model_that_is_closed_or_reloaded_while_it_gets_its_copy(
+    meanwhile, monkeypatch
+):
+    net, x, y = net_and_data()
+    other = copy.deepcopy(net).eval()
+    with torch.no_grad():
+        other[0].weight.mul_(2)
+    net.eval()
+
+    async def main():
+        model = await ml.load(net, inputs=(x,))
+        rival = await ml.load(net, inputs=(x,))
+        before = await rival.infer(x)
+        net.train()
+        successor = _weights.Copies.successor
+
+        async def late(self, served):
+            made = await successor(self, served)
+            if served is model:
+                await (model.close() if meanwhile == "close" else model.reload(other))
+            return made
+
+        monkeypatch.setattr(_weights.Copies, "successor", late)
+        async with trainer_of(net) as trainer, rival:
+            assert (await trainer.step(x, y))["loss"] > 0
+            assert torch.equal(await rival.infer(x), before)
+            if meanwhile == "reload":
+                assert torch.equal(await model.infer(x), outputs_of(other, x))
+            await model.close()
+
+    asyncio.run(main())
+
+
+def test_a_step_that_is_traced_anew_publishes_nothing():
+    net, x, y = net_and_data()
+    net.eval()
+
+    async def main():
+        async with ml.load(net, inputs=(x,)) as model, trainer_of(net) as trainer:
+            before = await model.infer(x)
+            await trainer.step(x, y)
+            net.train()
+            await trainer.step(x, y)
+            assert torch.equal(await model.infer(x), before)
 
     asyncio.run(main())
 

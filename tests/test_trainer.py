@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import operator
+import os
 import threading
 import time
 
@@ -327,6 +328,72 @@ def test_a_schedule_that_follows_the_validation_is_stepped_after_each_epoch():
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.001)
 
 
+@pytest.mark.parametrize("step", [False, True], ids=["pause", "step"])
+@pytest.mark.parametrize("change", ["mode", "unfrozen", "rate"])
+def test_what_is_changed_in_a_pause_counts_from_the_next_step_on(change, step):
+    def make():
+        net = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.Linear(32, 10))
+        net[0].requires_grad_(change != "unfrozen")
+        return net
+
+    def changed(net, optimizer):
+        if change == "mode":
+            net.eval()
+        elif change == "unfrozen":
+            net[0].requires_grad_(True)
+        else:
+            optimizer.param_groups[0]["lr"] = 0.001
+
+    x, y = digits()
+    (net, optimizer), (twin, twins_optimizer) = pair(
+        make, lambda p: torch.optim.SGD(p, 0.01, momentum=0.9)
+    )
+
+    async def main():
+        trainer = ml.Trainer(
+            net, loss=functional.cross_entropy, optimizer=optimizer, seed=SEED
+        )
+        async with trainer:
+            run = trainer.fit((x, y), epochs=100_000, batch_size=32)
+            async for progress in run:
+                if progress.step > 3:
+                    break
+            await run.pause()
+            before = len(run.losses)
+            changed(net, optimizer)
+            if step:
+                await trainer.step(x[:32], y[:32])
+            run.resume()
+            async for progress in run:
+                if progress.step > before + 20:
+                    break
+            run.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await run
+            return run.losses, before
+
+    losses, before = asyncio.run(main())
+    expected = []
+
+    def one(rows):
+        twins_optimizer.zero_grad()
+        loss = functional.cross_entropy(twin(x[rows]), y[rows])
+        loss.backward()
+        twins_optimizer.step()
+        return loss.item()
+
+    for epoch in range(-(-len(losses) // 4)):
+        order = np.random.default_rng([SEED, epoch]).permutation(len(x))
+        for rows in torch.from_numpy(order).split(32)[: len(losses) - 4 * epoch]:
+            if len(expected) == before:
+                changed(twin, twins_optimizer)
+                if step:
+                    one(slice(32))
+            expected.append(one(rows))
+    assert losses == expected
+    assert_same_state(net, twin)
+
+
 def test_training_goes_on_while_somebody_holds_the_gil():
     net = mlp()
     x, y = digits()
@@ -467,6 +534,45 @@ def test_other_tasks_go_on_while_it_trains():
             return (await run).steps
 
     assert asyncio.run(main()) == 200 * 4
+
+
+class Fixed(nn.Linear):
+    """Asks for its batch's size: each size has a graph of its own."""
+
+    def forward(self, x):
+        return super().forward(x) * int(x.shape[0])
+
+
+def test_of_graphs_for_one_size_each_those_used_last_are_kept(monkeypatch):
+    monkeypatch.setattr("pyasyncml.training._torch_program._KEPT", 3)
+    (net, optimizer), (twin, twins_optimizer) = pair(
+        lambda: Fixed(64, 10), lambda p: torch.optim.SGD(p, 1e-4)
+    )
+    x, y = digits()
+    data = [(x[:n], y[:n]) for n in (9, 8, 7, 9, 6, 5, 8, 9, 4)]
+
+    async def main():
+        trainer = ml.Trainer(net, loss=functional.cross_entropy, optimizer=optimizer)
+        async with trainer:
+            await ml.call(int)  # its threads
+            before = len(os.listdir("/proc/self/task"))
+            history = await trainer.fit(data, validation=data)
+            await trainer.step(*data[0])
+            # Three graphs of the step and three of the validation.
+            assert len(os.listdir("/proc/self/task")) <= before + 6
+            return history
+
+    with pytest.warns(RuntimeWarning, match="traced 5 times"):
+        history = asyncio.run(main())
+    expected = []
+    for inputs, target in [*data, data[0]]:
+        twins_optimizer.zero_grad()
+        loss = functional.cross_entropy(twin(inputs), target)
+        loss.backward()
+        twins_optimizer.step()
+        expected.append(loss.item())
+    assert history.losses == expected[:-1]
+    assert_same_state(net, twin)
 
 
 class Gated(nn.Module):

@@ -96,10 +96,9 @@ def test_a_pause_ends_between_two_steps_and_a_resume_goes_on():
             model.hold()
             fit = trainer.fit((np.arange(5.0),), batch_size=1, shuffle=False)
             await model.begun(1)
-            fit.pause()
+            still = fit.pause()
             model.release()
-            while trainer._busy:
-                await asyncio.sleep(0)
+            await still
             assert (fit.paused, fit.done(), model.runs) == (True, False, 1)
             fit.resume()
             assert (await fit).losses == [0, 1, 2, 3, 4]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -137,6 +139,11 @@ def run_step(
         return interpreter.run(*values)
 
 
+def table(schedule: Schedule, steps: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The next steps' numbers, as a run takes them."""
+    return np.array([*itertools.islice(schedule.rows(), steps)])
+
+
 def run_steps(
     step: TracedStep,
     data: Iterator[tuple[torch.Tensor, ...]],
@@ -146,7 +153,7 @@ def run_steps(
     chosen = list(data)
     schedule = schedule or Schedule(step)
     losses = []
-    for row, batch in zip(schedule.table(len(chosen)), chosen, strict=True):
+    for row, batch in zip(table(schedule, len(chosen)), chosen, strict=True):
         losses.append(run_step(step.variant(batch), row, batch)[0].item())
     schedule.advance(len(chosen))
     step.sync(len(chosen))

@@ -40,14 +40,14 @@ def torch(
     `LoadError` for a module that can't be exported, naming the line, and `OSError`.
     """
     from ._module import export_module
-    from ._write import write_atomically
+    from ._write import write_with_checksum
 
     args = inputs if isinstance(inputs, tuple) else (inputs,)
     program, names = export_module(module, args, dynamic, entry=entry)
     if compile:
         from ._compiled import compile_program
 
-        write_atomically(
+        write_with_checksum(
             os.fspath(path), lambda made: compile_program(program, names, made)
         )
         return
@@ -55,7 +55,9 @@ def torch(
     from ._program import serve
 
     serve(program, entry or "forward", names)  # what can't be served isn't written
-    write_atomically(os.fspath(path), lambda made: save_program(program, names, made))
+    write_with_checksum(
+        os.fspath(path), lambda made: save_program(program, names, made)
+    )
 
 
 def tensorflow(

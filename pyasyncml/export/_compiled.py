@@ -29,9 +29,11 @@ def compile_program(program: ExportedProgram, names: Names, path: str) -> None:
     """Writes a package. Takes a C++ compiler and seconds. Raises `LoadError`."""
     for out in program.graph_signature.output_specs:
         if out.kind is not OutputKind.USER_OUTPUT:
+            to_input = out.kind is OutputKind.USER_INPUT_MUTATION
             raise LoadError(
-                f"compile=True: the program writes to its state ({out.target}); "
-                "compiled ones can't: leave compile= out"
+                f"compile=True: the program writes to its "
+                f"{'input' if to_input else 'state'} ({out.target}), in the mode that "
+                "the module is in; compiled ones can't: leave compile= out"
             )
     found = describe(program, "forward", names)
     name, home, *_, symbols, leaves, arguments, _, tree, outputs, _ = found.description

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..errors import LoadError
-from ._write import write_atomically
+from ._write import write_with_checksum
 
 _DTYPES = {
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"),
@@ -53,7 +53,7 @@ def export_function(
         for i, program in enumerate(programs)
     ]
     members += function.held_arrays()
-    write_atomically(path, lambda made: _write_archive(made, members))
+    write_with_checksum(path, lambda made: _write_archive(made, members))
 
 
 def _import_jax() -> Any:

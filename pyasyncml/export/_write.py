@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import tempfile
 from collections.abc import Callable
 
+from .._atomic import put_in_place
+from .._files import checksum
 
-def write_atomically(path: str, write: Callable[[str], None]) -> None:
+
+def write_with_checksum(path: str, write: Callable[[str], None]) -> None:
     """`write` fills a temporary file beside `path`, which then takes its place, and a
     file of the same name with ".sha256" added, as `sha256sum` writes it.
 
@@ -19,22 +21,10 @@ def write_atomically(path: str, write: Callable[[str], None]) -> None:
     with tempfile.TemporaryDirectory(prefix=".pyasyncml-", dir=folder) as temporary:
         made = os.path.join(temporary, os.path.basename(path))
         write(made)
-        digest = hashlib.sha256()
-        with open(made, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-            os.fsync(file.fileno())
-        checksum = made + ".sha256"
-        with open(checksum, "w", encoding="ascii") as file:
-            file.write(f"{digest.hexdigest()}  {os.path.basename(path)}\n")
-            file.flush()
-            os.fsync(file.fileno())
+        beside = made + ".sha256"
+        with open(beside, "w", encoding="ascii") as file:
+            file.write(f"{checksum(made)}  {os.path.basename(path)}\n")
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path + ".sha256")
-        os.replace(made, path)
-        os.replace(checksum, path + ".sha256")
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        put_in_place(made, path)
+        put_in_place(beside, path + ".sha256")

@@ -27,6 +27,17 @@ class Table:
         self._schedule = schedule
         self._filled = 0
 
+    def renew(self, schedule: Schedule, done: int) -> None:
+        """What `schedule` says holds from the row `done` on; no step is under way."""
+        if not (
+            schedule.constant
+            and self._filled > done
+            and self._schedule.constant
+            and np.array_equal(schedule.take(1)[0], self.rows[done])
+        ):
+            self._filled = done
+        self._schedule = schedule
+
     def _fill(self, rows: int) -> None:
         end = min(self._filled + rows, len(self.rows))
         self.rows[self._filled : end] = self._schedule.take(end - self._filled)

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
+from .._atomic import write_atomically
 from .._copies import copy_all
 from ..errors import LoadError
 from . import _plain
-from ._atomic import write_atomically
 from ._trace import Pair, kind_of
 
 if TYPE_CHECKING:

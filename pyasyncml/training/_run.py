@@ -5,12 +5,21 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Sequence,
+)
 from typing import Any, TypeVar
 
 from .._call import withdraw
 from .._core import Future, Steps
 from ._history import Epoch, History, Progress
+from ._signal import Signal
+from ._turns import Turns
 
 T = TypeVar("T")
 
@@ -27,7 +36,7 @@ class TrainingRun:
     never slows it, but gets the last. A failure is raised in the iteration too.
     """
 
-    def __init__(self, steps: int | None) -> None:
+    def __init__(self, steps: int | None, turns: Turns) -> None:
         self._names: tuple[str, ...] = ()
         self._loss = 0  # which of them it is
         self._total = steps
@@ -41,19 +50,24 @@ class TrainingRun:
         self._epochs: list[Epoch] = []
         self._latest: Progress | None = None
         self._version = 0
-        self._waiting: set[asyncio.Future[None]] = set()  # those who iterate
+        self._news = Signal()  # for those who iterate
         self._listening: asyncio.Future[None] | None = None
         self._listeners = 0
         self._paused = False
         self._stopped = False
-        self._gate: asyncio.Future[None] | None = None
+        self._turns = turns
+        self._in_turn = False
+        self._moved = Signal()  # it went on after a pause, or a turn ended
         self._steps: Steps | None = None
+        self._first = 0  # of them, in this turn
+        #: Takes back steps that were submitted ahead and have not begun.
+        self.take_back: Callable[[], None] | None = None
         self._task: asyncio.Task[History]
         self._bar: asyncio.Task[None] | None = None  # kept from being collected
 
     def _start(self, main: Coroutine[Any, Any, History]) -> None:
         self._task = asyncio.get_running_loop().create_task(main)
-        self._task.add_done_callback(lambda task: self._tell())
+        self._task.add_done_callback(lambda task: self._news.tell())
 
     # --- for whoever trains ---
 
@@ -78,15 +92,22 @@ class TrainingRun:
         """Whether `pause` was called and `resume` wasn't since."""
         return self._paused
 
-    def pause(self) -> None:
-        """Begin no further step until `resume`; the one under way ends."""
+    def pause(self) -> Awaitable[None]:
+        """Begin no further step until `resume`; the one under way ends.
+
+        Awaiting what this returns waits for that: no step, and no validation, is under
+        way then. What is changed in a pause (the module's mode, what the optimizer is
+        set to) counts from the next step on.
+        """
         self._paused = True
         self.interrupt()
+        return _Stillness(self)
 
     def resume(self) -> None:
         """Go on after a `pause`."""
         self._paused = False
-        self.go_on()
+        self._turns.changes += 1  # there was time for it
+        self._moved.tell()
 
     def cancel(self) -> bool:
         """End after the step under way: awaiting the run raises `CancelledError` then.
@@ -111,7 +132,7 @@ class TrainingRun:
                 elif self._task.done():
                     break
                 else:
-                    await self._news()
+                    await self._news.wait()
         finally:
             self._listeners -= 1
         if not self._task.cancelled():
@@ -167,7 +188,7 @@ class TrainingRun:
             self._rate,
         )
         self._version += 1
-        self._tell()
+        self._news.tell()
 
     def end_epoch(
         self, epoch: int, first: int, last: int, validation: dict[str, float]
@@ -205,28 +226,50 @@ class TrainingRun:
     def stopped(self) -> bool:
         return self._stopped
 
-    def go_on(self) -> None:
-        """What kept it still, a pause or somebody who asked, may be over."""
-        if self._gate is not None and not self._gate.done():
-            self._gate.set_result(None)
+    async def take_turn(self) -> None:
+        """Returns once the run is not paused, and it is its turn."""
+        while True:
+            while self._paused:
+                await self._moved.wait()
+            await self._turns.take()
+            if not self._paused:
+                break
+            self._turns.leave()
+        self._in_turn = True
 
-    async def gate(self, may_go: Callable[[], bool]) -> None:
-        """Returns once nobody has paused the run or asked for it to hold still."""
-        while self._paused or not may_go():
-            self._gate = asyncio.get_running_loop().create_future()
-            await self._gate
+    def leave_turn(self) -> None:
+        """Its turn is over, if it has one: no step is under way."""
+        if self._in_turn:
+            self._in_turn = False
+            self._turns.leave()
+            self._moved.tell()
+
+    async def at_rest(self) -> None:
+        """Returns once it is paused and no step is under way, or it isn't any more."""
+        while self._paused and self._in_turn:
+            await self._moved.wait()
 
     def interrupt(self) -> None:
-        """Ends the steps after the one under way, to go on from there."""
+        """Ends the turn after the step under way."""
         if self._steps is not None:
             self._steps.stop()
+        if self.take_back is not None:
+            self.take_back()
+
+    def make_way(self) -> None:
+        """Ends the turn for somebody else's, once it has had a step."""
+        if self._steps is not None:
+            self._steps.stop(self._first + 1)
 
     async def run_steps(
         self, steps: Steps, priority: int, epoch_of: Callable[[int], int]
     ) -> None:
-        """Runs what is left of the steps, to the end or to an interruption. Whatever
-        happens, no step is under way afterwards, and those that ended are recorded."""
-        recorded = steps.done
+        """Runs what is left of the steps, to the end or to an interruption; in a turn.
+        Whatever happens, no step is under way afterwards, and those that ended are
+        recorded."""
+        if self._paused:  # since the turn began
+            return
+        self._first = recorded = steps.done
 
         def record() -> None:
             nonlocal recorded
@@ -237,6 +280,8 @@ class TrainingRun:
 
         self._steps = steps
         running = steps.start(priority)
+        if self._turns.wanted:
+            self.make_way()
         watch: Future[int] | None = None
         try:
             while not running.done():
@@ -270,18 +315,15 @@ class TrainingRun:
         finally:
             self._listening.cancel()
 
-    async def _news(self) -> None:
-        waiting = asyncio.get_running_loop().create_future()
-        self._waiting.add(waiting)
-        try:
-            await waiting
-        finally:
-            self._waiting.discard(waiting)
 
-    def _tell(self) -> None:
-        for waiting in self._waiting:
-            if not waiting.done():
-                waiting.set_result(None)
+class _Stillness:
+    """What awaiting a pause waits for; nothing happens where nobody does."""
+
+    def __init__(self, run: TrainingRun) -> None:
+        self._run = run
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._run.at_rest().__await__()
 
 
 async def whole(future: Future[T], keep: Callable[[T], None] | None = None) -> T:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from ._optimizers import number
-
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
 
     from ._torch_step import TracedStep
 
@@ -23,7 +18,7 @@ Cadence = Literal["step", "epoch"]
 class Schedule:
     """The numbers that a traced step takes with each call, worked out in advance.
 
-    `table(n)` has a row a step and a column for each of the step's `columns`. It plays
+    `rows()` has a row a step and a column for each of the step's `columns`. It plays
     the scheduler on a copy of optimizer and scheduler and leaves the real ones alone;
     `advance(k)` steps the real scheduler as often as `k` steps do, so that
     `optimizer.param_groups` say what PyTorch's own loop would have left there.
@@ -32,7 +27,7 @@ class Schedule:
     `steps_per_epoch` steps (which may be set later and between two epochs).
 
     A scheduler that wants a metric (`ReduceLROnPlateau`) has `needs_metric`: it is
-    stepped once an epoch, by `advance_with(metric)`, and a table reaches no further
+    stepped once an epoch, by `advance_with(metric)`, and rows are good no further
     than the epoch's end.
     """
 
@@ -55,30 +50,21 @@ class Schedule:
     def needs_metric(self) -> bool:
         return needs_metric(self.scheduler)
 
-    def table(self, n: int) -> NDArray[np.float64]:
-        """The next `n` steps' numbers: float64 `[n, len(step.columns)]`, C-contiguous.
-        About 3 µs a row and group, more with a scheduler that is stepped for each row.
-
-        Raises `ValueError` where the scheduler changes what is part of the graph.
-        """
-        import numpy as np
-
-        table = np.empty((n, len(self.step.columns)), dtype=np.float64)
-        for k, row in enumerate(itertools.islice(self.rows(), n)):
-            table[k] = row
-        return table
-
     @property
     def constant(self) -> bool:
-        """Whether every row of the table is the same until a metric changes it."""
+        """Whether every row is the same until a metric changes it."""
         rates = all(column.startswith("lr[") for column in self.step.columns)
         return rates and (self.scheduler is None or self.needs_metric)
 
     def rows(self) -> Iterator[list[float]]:
-        """The rows of the table, one by one, without end."""
+        """The next steps' numbers, without end. About 3 µs a row and group, more with a
+        scheduler that is stepped for each row.
+
+        Raises `ValueError` where the scheduler changes what is part of the graph.
+        """
         buckets = self.step.buckets
         taken = [bucket.taken(self.optimizer) for bucket in buckets]
-        for k, groups in enumerate(self._groups(None)):
+        for k, groups in enumerate(self._groups()):
             row: list[float] = []
             for bucket, before in zip(buckets, taken, strict=True):
                 numbers = bucket.rule.numbers(groups[bucket.group], before + k + 1)
@@ -90,15 +76,6 @@ class Schedule:
         if self.cadence == "epoch" and self.scheduler and not self.needs_metric:
             self._step_real()
 
-    def learning_rates(self, n: int) -> NDArray[np.float64]:
-        """The next `n` steps' learning rates: float64 `[n, groups]`."""
-        import numpy as np
-
-        rows = [[number(g["lr"]) for g in groups] for groups in self._groups(n)]
-        return np.array(rows, dtype=np.float64).reshape(
-            n, len(self.optimizer.param_groups)
-        )
-
     def advance(self, k: int) -> None:
         """`k` steps were taken: the real scheduler follows. One that needs a metric is
         only counted for."""
@@ -109,22 +86,6 @@ class Schedule:
     def advance_with(self, metric: float) -> None:
         """An epoch ended with this metric: for schedulers that need one."""
         self._step_real(metric)
-
-    def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: the scheduler's own state, and the place in the epoch."""
-        scheduler = None if self.scheduler is None else self.scheduler.state_dict()
-        return {"scheduler": scheduler, "position": self.position}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if (self.scheduler is None) != (state["scheduler"] is None):
-            raise ValueError(
-                "checkpoint: was written "
-                + ("without" if state["scheduler"] is None else "with")
-                + " a learning-rate scheduler"
-            )
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
-        self.position = state["position"]
 
     def _per_epoch(self) -> int:
         if self.steps_per_epoch is None or self.steps_per_epoch < 1:
@@ -151,21 +112,14 @@ class Schedule:
             warnings.filterwarnings("ignore", ".*lr_scheduler.step.*")
             self.scheduler.step(*metric)
 
-    def _groups(self, n: int | None) -> Iterator[list[dict[str, Any]]]:
-        """The optimizer's groups before each of the next `n` steps; None: of all."""
-        steps = itertools.repeat(None) if n is None else itertools.repeat(None, n)
-        if (
-            self.scheduler is None
-            or self.needs_metric
-            or (n is not None and self._due(n) == 0)
-        ):
-            for _ in steps:
-                yield self.optimizer.param_groups
-            return
+    def _groups(self) -> Iterator[list[dict[str, Any]]]:
+        """The optimizer's groups before each of the next steps."""
+        while self.scheduler is None or self.needs_metric:
+            yield self.optimizer.param_groups
         optimizer, scheduler = _played(self.optimizer, self.scheduler)
         position = self.position
         fixed = self.step.fixed(self.optimizer)
-        for _ in steps:
+        while True:
             yield optimizer.param_groups
             position += 1
             if self.cadence == "epoch":
@@ -181,6 +135,28 @@ class Schedule:
                     "learning rate, and the step was traced without that "
                     "(trace_step(varying=varying(scheduler)))"
                 )
+
+
+class SchedulerState:
+    """A scheduler as a checkpoint keeps it. Where in the epoch it stands is the
+    trainer's to say."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+
+    def state_dict(self) -> dict[str, Any]:
+        scheduler = self._scheduler
+        return {"scheduler": None if scheduler is None else scheduler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if (self._scheduler is None) != (state["scheduler"] is None):
+            raise ValueError(
+                "the checkpoint was written "
+                + ("without" if state["scheduler"] is None else "with")
+                + " a learning-rate scheduler"
+            )
+        if self._scheduler is not None:
+            self._scheduler.load_state_dict(state["scheduler"])
 
 
 def needs_metric(scheduler: Any) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import _load
+from .._atomic import put_in_place, sync
 from .._call import call
 from ..backends import parse_devices
 from ..backends.tensorflow import SharedProgram
@@ -170,12 +171,12 @@ def _write(saved: Saved, folder: Path, position: dict[str, int]) -> None:
     for path in sorted(Path(saved.prefix).parent.glob("variables.*")):
         target = folder / (name + path.name.removeprefix("variables"))
         shutil.copyfile(path, target)
-        _sync(target)
+        sync(target)
     _write_text(folder / f"{name}.json", json.dumps(position))
-    _write_text(folder / (_STATE + ".new"), f'model_checkpoint_path: "{name}"\n')
-    _sync(folder)
-    os.replace(folder / (_STATE + ".new"), folder / _STATE)
-    _sync(folder)
+    state = folder / (_STATE + ".new")
+    _write_text(state, f'model_checkpoint_path: "{name}"\n')
+    sync(folder)
+    put_in_place(state, folder / _STATE)
     for path in folder.glob("step-*"):
         if path.name.partition(".")[0] != name:
             with contextlib.suppress(FileNotFoundError):
@@ -189,15 +190,7 @@ def _number(path: Path) -> int:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(path)
 
 
 def _read(folder: Path) -> tuple[str, dict[str, int]]:

@@ -28,12 +28,15 @@ from ._optimizers import rules_of
 from ._parallel import Replicas, check_loss
 from ._program import numbers
 from ._run import whole
-from ._schedule import Schedule, check_scheduler, varying
+from ._schedule import Schedule, SchedulerState, check_scheduler, varying
 from ._torch_evaluation import Mean, TracedEvaluation, trace_evaluation
 from ._torch_step import TracedStep, check_options, trace_step
 
 #: Batches of a validation that are submitted ahead.
 _PREFETCH = 4
+#: Graphs of one step, or of one evaluation, that are kept: each has a model, with a
+#: thread of its own. Where batches of one size have one each, those used last stay.
+_KEPT = 16
 
 
 async def _served(
@@ -110,7 +113,8 @@ class TorchProgram:
         self._driving = False
         self._kinds: list[tuple[torch.dtype, int]] = []  # that it was traced with
         self._proved = False  # a step has ended
-        self._models: dict[int, Model] = {}  # by the id of a variant of `_first`
+        # Those used last come last.
+        self._models: dict[int, tuple[TracedStep, Model]] = {}  # by the step's id
         self._evaluations: list[tuple[TracedEvaluation, Model]] = []
         self._schedule: Schedule
         self._lengths_known = True
@@ -169,9 +173,9 @@ class TorchProgram:
             step = await whole(call(self._first.variant, tensors))
         if idle and self._replicas is not None:
             await self._replicate(self._first)
-        model = self._models.get(id(step))
+        _, model = self._models.pop(id(step), (step, None))
         if model is None:
-            model = self._models[id(step)] = await _served(
+            model = await _served(
                 step.graph_module,
                 step.bound,
                 step.input_names,
@@ -181,7 +185,13 @@ class TorchProgram:
                 devices=() if self._replicas is None else self._replicas.devices,
                 threads=self._threads,
             )
+        self._models[id(step)] = step, model
         self.model = model
+        while len(self._models) > _KEPT:
+            # No step of its own is in flight: one model's are at a time.
+            oldest, unused = self._models.pop(next(iter(self._models)))
+            self._first.forget(oldest)
+            await unused.close()
 
     async def _replicate(self, step: TracedStep) -> None:
         try:
@@ -236,8 +246,9 @@ class TorchProgram:
     ) -> tuple[TracedEvaluation, Model]:
         tensors = _tensors(batch)
         shapes = [tuple(tensor.shape) for tensor in tensors]
-        for traced, model in self._evaluations:
+        for i, (traced, model) in enumerate(self._evaluations):
             if traced.shapes.fit(shapes):
+                self._evaluations.append(self._evaluations.pop(i))
                 return traced, model
         traced = await whole(
             call(
@@ -256,6 +267,8 @@ class TorchProgram:
             threads=self._threads,
         )
         self._evaluations.append((traced, model))
+        while len(self._evaluations) > _KEPT:
+            await self._evaluations.pop(0)[1].close()
         return traced, model
 
     async def _evaluate_arrays(
@@ -324,7 +337,7 @@ class TorchProgram:
             self._module,
             self._loss,
             self._optimizer,
-            schedule=_SchedulerState(self._scheduler),
+            schedule=SchedulerState(self._scheduler),
             step=self._first,
             generators=self._generators,
             position=position,
@@ -343,7 +356,7 @@ class TorchProgram:
             self._module,
             self._loss,
             self._optimizer,
-            schedule=_SchedulerState(self._scheduler),
+            schedule=SchedulerState(self._scheduler),
             step=self._first,
             generators=self._generators,
         )
@@ -353,7 +366,7 @@ class TorchProgram:
         return await call(Copies, self._module)
 
     async def _close_models(self) -> None:
-        models = [*self._models.values(), *(model for _, model in self._evaluations)]
+        models = [model for _, model in (*self._models.values(), *self._evaluations)]
         self._models.clear()
         self._evaluations.clear()
         for model in models:
@@ -361,28 +374,6 @@ class TorchProgram:
 
     async def close(self) -> None:
         await self._close_models()
-
-
-class _SchedulerState:
-    """A scheduler as a checkpoint keeps it. Where in the epoch it stands is the
-    trainer's to say."""
-
-    def __init__(self, scheduler: Any) -> None:
-        self._scheduler = scheduler
-
-    def state_dict(self) -> dict[str, Any]:
-        scheduler = self._scheduler
-        return {"scheduler": None if scheduler is None else scheduler.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if (self._scheduler is None) != (state["scheduler"] is None):
-            raise ValueError(
-                "the checkpoint was written "
-                + ("without" if state["scheduler"] is None else "with")
-                + " a learning-rate scheduler"
-            )
-        if self._scheduler is not None:
-            self._scheduler.load_state_dict(state["scheduler"])
 
 
 class _Rows:

@@ -70,6 +70,7 @@ class TracedStep:
     _request: Request
     _places: dict[str, Place]
     _variants: list[TracedStep] = field(default_factory=list)
+    _traced: int = 1  # in all
     _marks: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
     @property
@@ -114,15 +115,22 @@ class TracedStep:
                 return step
         made = self._request.again(batch, self)
         self._variants.append(made)
-        if len(self._variants) in (4, 32) and not made._shapes.dynamic:
+        self._traced += 1
+        if self._traced in (5, 33) and not made._shapes.dynamic:
             warnings.warn(
-                f"the step has been traced {len(self._variants) + 1} times, since it "
-                "holds for batches of one size only: its Python asks for the size. "
-                "Batches of one size (drop the last, smaller one) avoid that",
+                f"the step has been traced {self._traced} times, since it holds for "
+                "batches of one size only: its Python asks for the size, or it is a "
+                "recurrent net's. Batches of one size (drop the last, smaller one; pad "
+                "sequences to few lengths) avoid that",
                 RuntimeWarning,
                 stacklevel=2,
             )
         return made
+
+    def forget(self, variant: TracedStep) -> None:
+        """Keeps a variant no longer; it is traced again where it is needed. Itself it
+        keeps."""
+        self._variants = [step for step in self._variants if step is not variant]
 
     def refresh(self) -> bool:
         """Looks the live tensors up again, and what the optimizer has been set to.

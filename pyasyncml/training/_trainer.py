@@ -4,34 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
-import numpy as np
-
-from .._call import call
-from .._core import Future, Steps
 from .._weights import announce
-from ..errors import BackendError, Error, InputError, ModelClosed, ReloadUnderWay
+from ..errors import Error, InputError, ModelClosed, ReloadUnderWay
 from ..model import Model
 from . import _bar, _data
-from ._ahead import Table
+from ._drive import Drive, batches_of, one_step, steps_per_epoch
 from ._history import History
 from ._plan import DEFAULT_BATCH, OnEpoch, Plan
 from ._position import Position
-from ._program import Program, Schedule, numbers
+from ._program import Program
 from ._run import TrainingRun, settled
-
-Order = np.ndarray[Any, np.dtype[np.int64]]
-
-#: Rows whose order is drawn at a time: as many epochs as that holds run without Python.
-_ROWS_AHEAD = 1 << 18
-#: Steps whose values are kept natively at a time.
-_STEPS_AHEAD = 1 << 18
+from ._turns import Turns
 
 
 class Trainer:
@@ -118,10 +106,7 @@ class Trainer:
         self._position = Position(seed)
         self._resuming = False
         self._run: TrainingRun | None = None
-        self._busy = False  # a step may be under way
-        self._holds = 0  # of those who need it not to be
-        self._idle: set[asyncio.Future[None]] = set()
-        self._lock: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+        self._turns = Turns()
         self._closed = False
 
     @classmethod
@@ -232,7 +217,7 @@ class Trainer:
         if isinstance(source, _data.Arrays):
             plan.batch = min(batch_size or DEFAULT_BATCH, source.rows)
             plan.shuffle = shuffle is not False
-            steps = epochs * _steps_per_epoch(source.rows, plan.batch)
+            steps = epochs * steps_per_epoch(source.rows, plan.batch)
         else:
             if batch_size is not None:
                 raise ValueError("batch_size: this data comes in batches already")
@@ -243,10 +228,10 @@ class Trainer:
                     "data: an iterator gives one epoch; pass what makes one anew, a "
                     "list or a DataLoader"
                 )
-            if (per_epoch := _length(source)) is not None:
+            if (per_epoch := batches_of(source)) is not None:
                 steps = epochs * per_epoch
         self._begin(epochs)
-        run = TrainingRun(steps)
+        run = TrainingRun(steps, self._turns)
         self._run = run
         run._start(self._drive(run, source, plan))
         if bar is not None:
@@ -268,313 +253,29 @@ class Trainer:
     ) -> History:
         position = self._position
         async with self._publishing(run, plan):
-            while position.interrupted and not run.stopped:
-                if isinstance(source, _data.Arrays):
-                    await self._fit_arrays(run, source, plan)
-                else:
-                    await self._fit_batches(run, source, plan)
+            await Drive(self._program, position, self._turns, run, plan).fit(source)
         position.epochs = position.epoch - position.begin  # where it was stopped
         return run.history()
 
-    # --- arrays: the worker goes from step to step by itself ---
-
-    async def _fit_arrays(
-        self, run: TrainingRun, source: _data.Arrays, plan: Plan
-    ) -> None:
-        """As many epochs as need nothing from Python in between, or one."""
-        position = self._position
-        per_epoch = _steps_per_epoch(source.rows, plan.batch)
-        await self._open(run, tuple(array[: plan.batch] for array in source.arrays))
-        model = self._program.model  # a step in between may open another
-        run.expect(self._program.values)
-        if position.step >= per_epoch:
-            raise InputError(
-                f"data: the run that was restored stood at step {position.step} of an "
-                f"epoch, which has {per_epoch} steps with this data"
-            )
-        rest = source.rows % plan.batch
-        # The last batch may be too small for the graph of the others.
-        apart = rest > 0 and not self._program.fits(
-            [(rest, *array.shape[1:]) for array in source.arrays]
-        )
-        first = position.step
-        epochs = 1
-        if not (apart or first or plan.epoch_ends or self._program.epoch_metric()):
-            epochs = max(1, min(_ROWS_AHEAD // source.rows, _STEPS_AHEAD // per_epoch))
-            epochs = min(epochs, position.begin + position.epochs - position.epoch)
-        order = await call(self._order, source.rows, epochs, plan)
-        epoch_from = len(run.losses)
-        began = position.epoch
-        if (n_steps := epochs * per_epoch - first - apart) > 0:
-            await self._fit_steps(run, source, plan, model, order, n_steps, per_epoch)
-        if apart:
-            await self._fit_rest(run, source, plan, order, rest)
-        for epoch in range(epochs):
-            last = epoch_from + per_epoch - (first if epoch == 0 else 0)
-            await self._end_epoch(
-                run, plan, began + epoch - position.begin, epoch_from, last
-            )
-            epoch_from = last
-
-    async def _open(self, run: TrainingRun, batch: tuple[Any, ...]) -> None:
-        """Makes the program ready. Tracing puts other tensors into the module for a
-        while: nobody may look at it meanwhile, as during a step."""
-        await run.gate(lambda: self._holds == 0)
-        self._busy = True
-        try:
-            await self._program.open(batch, idle=True)
-        finally:
-            self._rest()
-
-    async def _fit_steps(
-        self,
-        run: TrainingRun,
-        source: _data.Arrays,
-        plan: Plan,
-        model: Model,
-        order: Order,
-        n_steps: int,
-        per_epoch: int,
-    ) -> None:
-        """So many steps from the position on."""
-        position = self._position
-        first, began = position.step, position.epoch
-        skip = first * plan.batch
-        schedule = self._program.schedule(per_epoch, first)
-        table = (
-            None
-            if schedule is None
-            else Table(schedule, n_steps, self._program.columns)
-        )
-        steps = Steps(
-            model,
-            source.arrays,
-            order[skip:],
-            None if table is None else table.rows,
-            self._program.columns,
-            len(self._program.values),
-            min(source.rows - skip, n_steps * plan.batch),
-            plan.batch,
-            n_steps,
-            plan.stop_on_nan,
-            run.loss,
-        )
-
-        def epoch_of(done: int) -> int:
-            return began - position.begin + (first + done - 1) // per_epoch
-
-        while steps.done < n_steps:
-            await run.gate(lambda: self._holds == 0)
-            before = steps.done
-            self._busy = True
-            try:
-                async with (
-                    contextlib.nullcontext()
-                    if table is None
-                    else table.kept_ahead(steps)
-                ):
-                    await run.run_steps(steps, plan.priority, epoch_of)
-            finally:
-                ended = (first + steps.done) // per_epoch
-                position.epoch = began + ended
-                position.step = (first + steps.done) % per_epoch
-                try:
-                    self._program.advanced(
-                        steps.done - before, ended - (first + before) // per_epoch
-                    )
-                finally:
-                    self._rest()
-            _check_finite(run, plan, position)
-
-    async def _fit_rest(
-        self,
-        run: TrainingRun,
-        source: _data.Arrays,
-        plan: Plan,
-        order: Order,
-        rows: int,
-    ) -> None:
-        """An epoch's last batch, in a step of its own."""
-        position = self._position
-        last = order[source.rows - rows : source.rows]
-        await run.gate(lambda: self._holds == 0)
-        self._busy = True
-        try:
-            batch = tuple(array[last] for array in source.arrays)
-            values, cancelled = await self._one_step(batch, plan.priority, epochs=1)
-            position.epoch += 1
-            position.step = 0
-            run.record([values])
-            run.report(position.epoch - 1 - position.begin)
-        finally:
-            self._rest()
-        if cancelled is not None:
-            raise cancelled
-        _check_finite(run, plan, position)
-
-    def _order(self, rows: int, epochs: int, plan: Plan) -> Order:
-        """Which row comes when: of an epoch it depends on the seed and the epoch's
-        number alone, so that an interrupted one can be gone on with."""
-        if not plan.shuffle:
-            return np.tile(np.arange(rows, dtype=np.int64), epochs)
-        position = self._position
-        return np.concatenate(
-            [
-                np.random.default_rng([position.seed, position.epoch + epoch])
-                .permutation(rows)
-                .astype(np.int64)
-                for epoch in range(epochs)
-            ]
-        )
-
-    # --- batches: submitted ahead, run in turn ---
-
-    async def _fit_batches(
-        self, run: TrainingRun, source: _data.Batches, plan: Plan
-    ) -> None:
-        """One epoch."""
-        position = self._position
-        epoch_from = len(run.losses)
-        skip = position.step
-        in_flight: deque[Future[Any]] = deque()
-        schedule = None
-        count = 0
-
-        def record_first() -> None:
-            row = in_flight.popleft().result()
-            run.record([numbers(row, len(self._program.values))])
-            position.step += 1
-            self._program.advanced(1, 0)
-            run.report(position.epoch - position.begin)
-            _check_finite(run, plan, position)
-
-        async def next_batch() -> tuple[Any, ...] | None:
-            """The source's next. Steps that end meanwhile are recorded: a source that
-            takes its time holds up nobody who waits for the step under way."""
-            coming = puller.ask()
-            while not coming.done():
-                await asyncio.wait(
-                    [coming, *itertools.islice(in_flight, 1)],
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                while in_flight and in_flight[0].done():
-                    record_first()
-                if not in_flight:
-                    self._rest()
-            batch: tuple[Any, ...] | None = coming.result()
-            return batch
-
-        puller = _data.Puller(source)
-        try:
-            while (batch := await next_batch()) is not None:
-                count += 1
-                if count <= skip:
-                    continue
-                while in_flight and (
-                    len(in_flight) >= plan.prefetch or run.paused or self._holds > 0
-                ):
-                    await asyncio.wait([in_flight[0]])
-                    record_first()
-                if in_flight:
-                    await self._program.open(batch, idle=False)
-                else:
-                    self._rest()
-                    await self._open(run, batch)
-                    run.expect(self._program.values)
-                    schedule = self._program.schedule(_length(source), position.step)
-                # Nobody had a chance to open the program for another batch since.
-                self._busy = True
-                in_flight.append(self._submit(batch, schedule, plan.priority))
-            while in_flight:
-                await asyncio.wait([in_flight[0]])
-                record_first()
-        except BaseException:
-            while in_flight and self._program.model._withdraw(in_flight[-1]):
-                in_flight.pop()
-            for future in list(in_flight):
-                await settled(future)
-                with contextlib.suppress(Exception):
-                    record_first()
-            raise
-        finally:
-            self._rest()
-            await puller.close()
-        if count == 0:
-            raise InputError("data: is empty, there are no batches")
-        position.epoch += 1
-        position.step = 0
-        self._program.advanced(0, 1)
-        await self._end_epoch(
-            run,
-            plan,
-            position.epoch - 1 - position.begin,
-            epoch_from,
-            len(run.losses),
-        )
-
-    async def _end_epoch(
-        self, run: TrainingRun, plan: Plan, epoch: int, first: int, last: int
-    ) -> None:
-        if last == first:
-            return
-        validation: dict[str, float] = {}
-        if plan.validation is not None:
-            # Tracing it puts other tensors into the module for a while, and what is
-            # measured is one moment's weights.
-            await run.gate(lambda: self._holds == 0)
-            self._busy = True
-            try:
-                validation = await self._program.evaluate(plan.validation, plan.batch)
-            finally:
-                self._rest()
-        ended = run.end_epoch(epoch, first, last, validation)
-        if self._program.epoch_metric():
-            self._program.epoch_ended(validation.get("loss", ended.loss))
-        if plan.validation is not None:
-            run.report(epoch)
-        if plan.on_epoch is not None and await plan.on_epoch(ended):
-            run.stop()
-
     # --- between two steps ---
-
-    def _rest(self) -> None:
-        self._busy = False
-        for waiting in self._idle:
-            if not waiting.done():
-                waiting.set_result(None)
 
     @contextlib.asynccontextmanager
     async def _still(self) -> AsyncIterator[None]:
         """No step is under way inside, one at a time is in here; a run goes on
         afterwards."""
         self._check_open()
-        loop = asyncio.get_running_loop()
-        if self._run is not None and not self._run.done() and self._run.loop != loop:
-            raise RuntimeError("the trainer's run is under way on another event loop")
-        self._holds += 1
-        try:
-            async with self._one_at_a_time():
-                self._check_open()
-                while self._busy:
-                    if self._run is not None:
-                        self._run.interrupt()
-                    waiting = loop.create_future()
-                    self._idle.add(waiting)
-                    try:
-                        await waiting
-                    finally:
-                        self._idle.discard(waiting)
-                yield
-        finally:
-            self._holds -= 1
-            if self._holds == 0 and self._run is not None:
-                self._run.go_on()
-
-    def _one_at_a_time(self) -> asyncio.Lock:
-        loop = asyncio.get_running_loop()
-        if self._lock is None or self._lock[0] is not loop:
-            self._lock = (loop, asyncio.Lock())
-        return self._lock[1]
+        run = self._run
+        if run is not None and not run.done():
+            if run.loop is not asyncio.get_running_loop():
+                raise RuntimeError(
+                    "the trainer's run is under way on another event loop"
+                )
+            make_way = run.make_way
+        else:
+            make_way = _nobody
+        async with self._turns.between(make_way):
+            self._check_open()
+            yield
 
     async def step(self, *batch: Any) -> dict[str, float]:
         """One step on one batch, as plain numbers: ``{"loss": …}`` and the metrics.
@@ -585,38 +286,11 @@ class Trainer:
         Raises `InputError` for what the module or the loss doesn't take.
         """
         async with self._still():
-            values, cancelled = await self._one_step(batch, 0, epochs=0)
+            self._turns.changes += 1
+            values, cancelled = await one_step(self._program, batch, 0, epochs=0)
         if cancelled is not None:
             raise cancelled
         return dict(zip(self._program.values, values, strict=True))
-
-    async def _one_step(
-        self, batch: tuple[Any, ...], priority: int, epochs: int
-    ) -> tuple[list[float], asyncio.CancelledError | None]:
-        """A step by itself: what it gave, and a cancellation that came while it ran;
-        one that came before is raised, and no step is done."""
-        program = self._program
-        await program.open(batch, idle=True)
-        future = self._submit(batch, program.schedule(None, 0), priority)
-        cancelled = None
-        try:
-            await asyncio.wait([future])
-        except asyncio.CancelledError as error:
-            if program.model._withdraw(future):
-                raise
-            await settled(future)
-            cancelled = error
-        values = numbers(future.result(), len(program.values))
-        program.advanced(1, epochs)
-        return values, cancelled
-
-    def _submit(
-        self, batch: tuple[Any, ...], schedule: Schedule | None, priority: int
-    ) -> Future[Any]:
-        rates = () if schedule is None else schedule.take(1)[0]
-        return self._program.model.infer(
-            *(np.array(rate) for rate in rates), *batch, priority=priority
-        )
 
     # --- keeping ---
 
@@ -717,7 +391,7 @@ class Trainer:
             else:
                 self._run.cancel()
                 await asyncio.wait([self._run._task])
-        async with self._one_at_a_time():  # a step that has begun ends first
+        async with self._turns.between(_nobody):  # a step that has begun ends first
             await self._program.close()
 
     async def __aenter__(self) -> Trainer:
@@ -732,22 +406,5 @@ class Trainer:
         await self.close()
 
 
-def _steps_per_epoch(rows: int, batch: int) -> int:
-    return -(-rows // batch)
-
-
-def _length(source: Any) -> int | None:
-    try:
-        return len(source)
-    except TypeError:
-        return None
-
-
-def _check_finite(run: TrainingRun, plan: Plan, position: Position) -> None:
-    if plan.stop_on_nan and run.losses and not np.isfinite(run.losses[-1]):
-        raise BackendError(
-            f"the loss is {run.losses[-1]} after step {len(run.losses)} of the run "
-            f"(epoch {position.epoch - position.begin}): training has diverged, "
-            "or the data holds values that aren't finite (fit(stop_on_nan=False) goes "
-            "on)"
-        )
+def _nobody() -> None:
+    """There is no run to make way."""

@@ -11,9 +11,26 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+def sync(path: str | os.PathLike[str]) -> None:
+    """Returns once a file, or a folder's names, would outlive the machine."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def put_in_place(made: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """A file beside `path` takes its place: synced before it has the name, and the
+    folder after."""
+    sync(made)
+    os.replace(made, path)
+    sync(os.path.dirname(os.path.abspath(path)))
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """`write` fills a temporary file beside `path`, which then takes its place: synced
-    before it has the name, and the folder after. What killed writers left is removed.
+    """`write` fills a temporary file beside `path`, which then takes its place. What
+    killed writers left is removed.
 
     Raises `OSError`, and what `write` does; `path` is then as it was.
     """
@@ -24,15 +41,13 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
         try:
             with open(file, "wb", closefd=False) as stream:
                 write(stream)
-            os.fsync(file)
-            os.replace(temporary, path)
+            put_in_place(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
         finally:
             os.close(file)
-        os.fsync(folder)
     finally:
         os.close(folder)
 

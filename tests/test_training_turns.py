@@ -1,0 +1,217 @@
+"""A run and those who come between its steps: pauses, single steps, other programs."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+from training_program import EchoProgram, echo_trainer
+
+from pyasyncml.testing import echo
+from pyasyncml.training import Trainer
+
+
+def data_of(kind, n):
+    """Rows 0 to n - 1, a step each, and the options that `fit` takes them with."""
+    if kind == "arrays":
+        return (np.arange(float(n)),), {"batch_size": 1, "shuffle": False}
+    return Batches(range(n)), {}
+
+
+class Batches:
+    """Async, since a worker that pulls waits for the GIL while steps take turns."""
+
+    def __init__(self, numbers):
+        self.numbers = numbers
+
+    def __len__(self):
+        return len(self.numbers)
+
+    async def __aiter__(self):
+        for i in self.numbers:
+            yield np.array([float(i)])
+
+
+both = pytest.mark.parametrize("kind", ["arrays", "batches"])
+
+
+@both
+def test_a_pause_takes_back_what_has_not_begun_and_a_resume_repeats_it(kind):
+    async def main():
+        trainer, model = await echo_trainer()
+        async with trainer:
+            data, options = data_of(kind, 9)
+            model.hold()
+            fit = trainer.fit(data, **options)
+            await model.begun(1)
+            if kind == "batches":
+                while model.stats().submitted < 4:
+                    await asyncio.sleep(0)
+            still = fit.pause()
+            model.release()
+            await still
+            assert (model.runs, trainer._program.steps) == (1, 1)
+            assert await trainer.step(np.array([50.0])) == {"loss": 50.0}
+            fit.pause()
+            await fit.pause()
+            assert model.runs == 2
+            fit.resume()
+            assert (await fit).losses == [*range(9)]
+            await fit.pause()  # there is nothing to wait for
+
+    asyncio.run(main())
+
+
+@both
+def test_whoever_waits_for_a_pause_does_not_wait_past_its_end(kind):
+    async def main():
+        trainer, model = await echo_trainer()
+        async with trainer:
+            data, options = data_of(kind, 3)
+            model.hold()
+            fit = trainer.fit(data, **options)
+            await model.begun(1)
+
+            async def wait():
+                await fit.pause()
+
+            waiting = asyncio.create_task(wait())
+            await asyncio.sleep(0)
+            fit.resume()
+            await waiting
+            model.release()
+            assert (await fit).losses == [0, 1, 2]
+
+    asyncio.run(main())
+
+
+@both
+def test_a_run_and_those_who_ask_for_steps_take_turns(kind):
+    async def main():
+        trainer, _ = await echo_trainer()
+        async with trainer:
+            data, options = data_of(kind, 40)
+            fit = trainer.fit(data, epochs=2, **options)
+            taken = [0, 0, 0]
+
+            async def step(i):
+                while not fit.done():
+                    await trainer.step(np.array([50.0]))
+                    taken[i] += 1
+                    assert taken[i] < 1000, "the run makes no steps"
+
+            await asyncio.gather(*map(step, range(3)))
+            assert (await fit).losses == [*range(40)] * 2
+            assert [epoch.steps for epoch in fit._epochs] == [40, 40]
+            # One each, once all of them have begun.
+            assert min(taken) > 40
+            assert max(taken) - min(taken) < 10
+
+    asyncio.run(main())
+
+
+@both
+def test_rates_go_on_from_the_steps_that_came_in_between(kind):
+    async def main():
+        trainer, model = await echo_trainer(rates=lambda step: float(step))
+        async with trainer:
+            data, options = data_of(kind, 8)
+            model.hold()
+            fit = trainer.fit(data, **options)
+            await model.begun(1)
+            still = fit.pause()
+            model.release()
+            await still
+            assert await trainer.step(np.zeros(1)) == {"loss": 1.0}
+            fit.resume()
+            assert (await fit).losses == [0, *range(2, 9)]
+
+    asyncio.run(main())
+
+
+class Renewed(EchoProgram):
+    """What a change of the module makes of a program: another model, the old closed."""
+
+    changed = False
+    until = 0
+
+    async def open(self, batch, idle):
+        if idle and self.changed:
+            self.changed = False
+            await self.model.close()
+            self.model = await echo()
+            self.model.hold()
+            self.model.release(self.until)
+
+
+@both
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_program_made_anew_in_a_pause_goes_on_where_the_old_one_was(kind, steps):
+    async def undisturbed(data, options):
+        trainer, _ = await echo_trainer(seed=3)
+        async with trainer:
+            return await trainer.fit(data, epochs=5, **options)
+
+    async def main():
+        data, options = data_of(kind, 10)
+        options.pop("shuffle", None)
+        program = Renewed(await echo())
+        trainer = Trainer._of(program, seed=3)
+        async with trainer:
+            program.model.hold()
+            program.model.release(2)
+            fit = trainer.fit(data, epochs=5, **options)
+            begun = 3  # in the middle of an epoch, at the end of one, past several
+            for more in (7, 5, 23, 100):
+                old = program.model
+                await old.begun(begun)
+                still = fit.pause()
+                old.release()
+                await still
+                program.changed, program.until = True, steps + more - 1
+                for _ in range(steps):
+                    await trainer.step(np.array([50.0]))
+                begun = steps + more
+                fit.resume()
+                while program.model is old:
+                    await asyncio.sleep(0)
+            history = await fit
+        expected = await undisturbed(data, options)
+        assert history.losses == expected.losses
+        assert history.epochs == expected.epochs
+        assert (program.steps, program.epochs) == (50 + 4 * steps, 5)
+
+    asyncio.run(main())
+
+
+class Two(EchoProgram):
+    """Odd batches take another graph than even ones."""
+
+    async def open(self, batch, idle):
+        self.model = self.models[int(batch[0][0]) % 2]
+
+    async def close(self):
+        for model in self.models:
+            await model.close()
+
+
+def test_steps_of_two_graphs_never_run_at_once():
+    async def main():
+        program = Two(None)
+        program.models = [await echo(name="even"), await echo(name="odd")]
+        async with Trainer._of(program) as trainer:
+            even, odd = program.models
+            even.hold()
+            fit = trainer.fit(Batches([0, 2, 1, 4, 3]))
+            await even.begun(1)
+            while even.stats().submitted < 2:
+                await asyncio.sleep(0)
+            for _ in range(50):
+                await asyncio.sleep(0)
+            at_once = odd.stats().submitted
+            even.release()
+            assert at_once == 0
+            assert (await fit).losses == [0, 2, 1, 4, 3]
+
+    asyncio.run(main())
