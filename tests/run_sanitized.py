@@ -152,6 +152,7 @@ PYTHON_ONLY = (
     "tests/test_export.py",
     "tests/test_checkpoint.py",
     "tests/test_leaks.py",
+    "tests/test_onnx_real_files.py",
     "tests/test_traced_step.py",
     "tests/test_training_schedule.py",
     "tests/test_torch_shim_build.py",

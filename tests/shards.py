@@ -110,6 +110,7 @@ def run(
     count = min(len(os.sched_getaffinity(0)), MOST)
     command = [sys.executable, "-m", "pytest", "--no-header", *arguments]
     command += ["-o", "console_output_style=classic"]
+    command += ["--durations=15", "--durations-min=3"]
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         shards = [
