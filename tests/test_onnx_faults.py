@@ -94,8 +94,9 @@ def test_nothing_is_written_to_the_users_cache(tmp_path):
 
 @pytest.fixture
 def unopened(monkeypatch):
-    """As if the library hadn't been opened in this process."""
+    """As if the library hadn't been opened in this process, and none was named."""
     monkeypatch.setattr(backend, "_capsule", None)
+    monkeypatch.delenv("PYASYNCML_ONNXRUNTIME", raising=False)
     return monkeypatch
 
 
