@@ -148,6 +148,11 @@ def test_an_old_library_says_which_versions_will_do(tmp_path):
 # --- the process ---
 
 
+def test_serving_imports_no_onnxruntime(tmp_path):
+    path = models.scale(tmp_path / "m.onnx", 2.0)
+    ends_well(run_script("imports_no_framework.py", path))
+
+
 @pytest.mark.parametrize("how", ["exit", "return", "stopped", "fork"])
 def test_a_process_ends_well_with_runs_in_flight(tmp_path, how):
     path = models.loop(tmp_path / "m.onnx")

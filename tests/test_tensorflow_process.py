@@ -65,6 +65,10 @@ def test_damaged_savedmodels_are_refused_and_crash_nothing(models):
 # --- surroundings ---
 
 
+def test_serving_and_training_import_no_tensorflow(models):
+    ends_well(run(ISOLATED / "imports_no_framework.py", models))
+
+
 @pytest.mark.torch
 @pytest.mark.parametrize(
     "order",
