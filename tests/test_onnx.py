@@ -350,7 +350,9 @@ def test_four_bit_numbers_are_refused_at_load(tmp_path, element, name):
         opset=21,
         check=False,
     )
-    with pytest.raises(ml.LoadError, match=rf"input 'x' is a tensor\({name}\)"):
+    # Before 1.18 the library itself doesn't know them, nor opset 21.
+    message = rf"input 'x' is a tensor\({name}\)|Opset 21 is under development"
+    with pytest.raises(ml.LoadError, match=message):
         infer(path, np.ones(2, np.float32))
 
 

@@ -94,8 +94,9 @@ def test_nothing_is_written_to_the_users_cache(tmp_path):
 
 @pytest.fixture
 def unopened(monkeypatch):
-    """As if the library hadn't been opened in this process."""
+    """As if the library hadn't been opened in this process, and none was named."""
     monkeypatch.setattr(backend, "_capsule", None)
+    monkeypatch.delenv("PYASYNCML_ONNXRUNTIME", raising=False)
     return monkeypatch
 
 
@@ -145,6 +146,11 @@ def test_an_old_library_says_which_versions_will_do(tmp_path):
 
 
 # --- the process ---
+
+
+def test_serving_imports_no_onnxruntime(tmp_path):
+    path = models.scale(tmp_path / "m.onnx", 2.0)
+    ends_well(run_script("imports_no_framework.py", path))
 
 
 @pytest.mark.parametrize("how", ["exit", "return", "stopped", "fork"])

@@ -27,12 +27,13 @@ static const struct {
 #define N_FUNCTIONS (sizeof(functions) / sizeof(functions[0]))
 
 static int
-check_version(const char *path, const char *version, struct paml_error *err)
+check_version(const char *path, const char *version, int *minor, struct paml_error *err)
 {
-    int major = 0, minor = 0;
+    int major = 0;
 
-    if (sscanf(version, "%d.%d", &major, &minor) != 2 || major != OLDEST_MAJOR ||
-        minor < OLDEST_MINOR) {
+    *minor = 0;
+    if (sscanf(version, "%d.%d", &major, minor) != 2 || major != OLDEST_MAJOR ||
+        *minor < OLDEST_MINOR) {
         return paml_fail(err, PAML_ERR_LOAD,
                          "TensorFlow %.40s is installed (%s); supported are 2.16 and "
                          "later versions of 2: pip install -U 'pyasyncml[tensorflow]'",
@@ -50,6 +51,7 @@ paml_tf_open(const char *path, const char *framework, struct paml_error *err)
     const char *(*version)(void);
     struct paml_tf_quiet quiet;
     void *library, *symbol;
+    int minor;
 
     if (opened) {
         return PAML_OK;
@@ -68,30 +70,37 @@ paml_tf_open(const char *path, const char *framework, struct paml_error *err)
        the library leaves threads behind. */
     library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (library == NULL) {
-        return paml_fail(err, PAML_ERR_LOAD, "TensorFlow's library doesn't load: %s",
-                         dlerror());
+        paml_fail(err, PAML_ERR_LOAD, "TensorFlow's library doesn't load: %s",
+                  dlerror());
+        goto fail;
     }
     symbol = dlsym(library, "TF_Version");
     if (symbol == NULL) {
-        return paml_fail(err, PAML_ERR_LOAD,
-                         "%s is no TensorFlow library: it has no TF_Version", path);
+        paml_fail(err, PAML_ERR_LOAD,
+                  "%s is no TensorFlow library: it has no TF_Version", path);
+        goto fail;
     }
     memcpy(&version, &symbol, sizeof(symbol));
-    if (check_version(path, version(), err) != PAML_OK) {
-        return err->code;
+    if (check_version(path, version(), &minor, err) != PAML_OK) {
+        goto fail;
     }
     for (size_t i = 0; i < N_FUNCTIONS; i++) {
         symbol = dlsym(library, functions[i].name);
         if (symbol == NULL) {
-            return paml_fail(
-                err, PAML_ERR_LOAD,
-                "TensorFlow %.40s (%s) has no %s: this version isn't "
-                "supported by this pyasyncml, 2.16 to 2.21 are known to be",
-                version(), path, functions[i].name);
+            paml_fail(err, PAML_ERR_LOAD,
+                      "TensorFlow %.40s (%s) has no %s: this version isn't "
+                      "supported by this pyasyncml, 2.16 to 2.21 are known to be",
+                      version(), path, functions[i].name);
+            goto fail;
         }
         memcpy((char *)&found + functions[i].at, &symbol, sizeof(symbol));
     }
+    paml_tf_quiet_stays(&quiet, library, minor);
     tf = found;
     opened = true;
     return PAML_OK;
+
+fail:
+    paml_tf_quiet_stays(&quiet, NULL, 0);
+    return err->code;
 }

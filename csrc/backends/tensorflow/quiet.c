@@ -1,5 +1,6 @@
 #include "quiet.h"
 
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,6 +10,20 @@
 #include <unistd.h>
 
 #define LEVEL "TF_CPP_MIN_LOG_LEVEL"
+
+/* absl::log_internal::RawSetMinLogLevel(absl::LogSeverityAtLeast), whose namespace has
+   the name of absl's version. */
+static const char *const setters[] = {
+    "_ZN4absl12lts_2023080212log_internal17" /* TensorFlow 2.16 to 2.19 */
+    "RawSetMinLogLevelENS0_18LogSeverityAtLeastE",
+    "_ZN4absl12lts_2025012712log_internal17" /* 2.20 */
+    "RawSetMinLogLevelENS0_18LogSeverityAtLeastE",
+};
+#define FATAL 3 /* of absl::LogSeverityAtLeast */
+
+/* Up to here there are messages that don't pass through absl, and the level of those is
+   read with the first of them, which may come at any time. */
+#define LAST_TO_READ_LATE 18
 
 static bool
 wants_messages(void)
@@ -79,14 +94,33 @@ replay(int captured)
 void
 paml_tf_quiet_end(struct paml_tf_quiet *quiet)
 {
-    if (quiet->set_level) {
-        unsetenv(LEVEL); /* it has been read; what we start needn't inherit it */
-    }
     if (quiet->captured >= 0) {
         fflush(stderr);
         dup2(quiet->stderr_before, STDERR_FILENO);
         replay(quiet->captured);
         close(quiet->captured);
         close(quiet->stderr_before);
+    }
+}
+
+void
+paml_tf_quiet_stays(const struct paml_tf_quiet *quiet, void *library, int minor)
+{
+    void (*set_level)(int);
+    void *symbol;
+
+    if (!quiet->set_level) {
+        return;
+    }
+    for (size_t i = 0; library != NULL && i < sizeof(setters) / sizeof(setters[0]);
+         i++) {
+        symbol = dlsym(library, setters[i]);
+        if (symbol != NULL) {
+            memcpy(&set_level, &symbol, sizeof(symbol));
+            set_level(FATAL);
+        }
+    }
+    if (library == NULL || minor > LAST_TO_READ_LATE) {
+        unsetenv(LEVEL); /* it has been read; what we start needn't inherit it */
     }
 }
