@@ -149,6 +149,8 @@ def write_plain(tf: Any, root: Path) -> None:
             for name in DTYPES
         },
     )
+    twice = signature(tf, lambda x: {"y": 2 * x}, spec([None, 4], tf.float32, "x"))
+    save(tf.Module(), root / "twice", serving_default=twice)
     module = tf.Module()
     module.w = tf.Variable(tf.reshape(tf.range(12.0), [4, 3]))
 
