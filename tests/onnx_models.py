@@ -122,6 +122,31 @@ def digits(path: Path | str, weights: Sequence[Any]) -> str:
     )
 
 
+def running(path: Path | str, width: int) -> str:
+    """y = state + the sum of x [n, length, width] over what the mask [n, length] has;
+    next = tanh(y)."""
+    return write(
+        path,
+        [
+            node("Unsqueeze", ["mask", "last"], ["wide"]),
+            node("Mul", ["x", "wide"], ["masked"]),
+            node("ReduceSum", ["masked", "length_axis"], ["sum"], keepdims=0),
+            node("Add", ["state", "sum"], ["y"]),
+            node("Tanh", ["y"], ["next"]),
+        ],
+        [
+            tensor("x", FLOAT, ["n", "length", width]),
+            tensor("mask", FLOAT, ["n", "length"]),
+            tensor("state", FLOAT, ["n", width]),
+        ],
+        [tensor("y", FLOAT, ["n", width]), tensor("next", FLOAT, ["n", width])],
+        [
+            constant(np.array([2], np.int64), "last"),
+            constant(np.array([1], np.int64), "length_axis"),
+        ],
+    )
+
+
 def digits_like(path: Path | str) -> str:
     """`digits` with weights at random."""
     chance = np.random.default_rng(0)

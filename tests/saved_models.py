@@ -84,12 +84,13 @@ def _in_a_process(*arguments: Any) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def digits(path: Path, weights: list[Any]) -> None:
-    """The net of pyasyncml.demo.digits with these weights (of torch's layouts)."""
+def nets(folder: Path, digits: dict[str, list[Any]], width: int) -> None:
+    """The net of pyasyncml.demo.digits, by name with some weights (of torch's layouts),
+    and "running" (see backend_nets.py)."""
     with tempfile.TemporaryDirectory() as temporary:
-        saved = Path(temporary, "weights.npz")
-        np.savez(saved, *weights)
-        _in_a_process("digits", path, saved)
+        for name, weights in digits.items():
+            np.savez(Path(temporary, f"{name}.npz"), *weights)
+        _in_a_process("nets", folder, temporary, width)
 
 
 def batches() -> tuple[Any, Any]:
@@ -148,6 +149,8 @@ def write_plain(tf: Any, root: Path) -> None:
             for name in DTYPES
         },
     )
+    twice = signature(tf, lambda x: {"y": 2 * x}, spec([None, 4], tf.float32, "x"))
+    save(tf.Module(), root / "twice", serving_default=twice)
     module = tf.Module()
     module.w = tf.Variable(tf.reshape(tf.range(12.0), [4, 3]))
 
@@ -392,9 +395,26 @@ def write_training(tf: Any, root: Path) -> None:
     )
 
 
-def write_digits(path: Path, saved: Path) -> None:
+def write_nets(folder: Path, saved: Path, width: int) -> None:
     import tensorflow as tf
 
+    for path in saved.iterdir():
+        write_digits(tf, folder / path.stem, path)
+
+    def running(x: Any, mask: Any, state: Any) -> Any:
+        y = state + tf.reduce_sum(x * mask[..., None], 1)
+        return {"y": y, "state": tf.tanh(y)}
+
+    specs = (
+        tf.TensorSpec([None, None, width], tf.float32, "x"),
+        tf.TensorSpec([None, None], tf.float32, "mask"),
+        tf.TensorSpec([None, width], tf.float32, "state"),
+    )
+    served = {"serving_default": signature(tf, running, *specs)}
+    save(tf.Module(), folder / "running", **served)
+
+
+def write_digits(tf: Any, path: Path, saved: Path) -> None:
     w1, b1, w2, b2, w3, b3 = np.load(saved).values()
     module = tf.Module()
     module.weights = [
@@ -419,7 +439,7 @@ def write_digits(path: Path, saved: Path) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "digits":
-        write_digits(*map(Path, sys.argv[2:]))
+    if sys.argv[1] == "nets":
+        write_nets(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
     else:
         write_all(Path(sys.argv[2]))

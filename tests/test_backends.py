@@ -1,16 +1,12 @@
-"""What every backend for files does alike: one body of tests, and one net for all, the
-digits' of the demo, trained once and exported for each of them.
-
-A backend joins by an entry in BACKENDS: the package that must be there, and a function
-that writes the net to a path.
-"""
+"""What every backend for files does alike: one body of tests, and the same nets for
+all, trained once and exported for each of them (backend_nets.py)."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
+import random
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,63 +19,15 @@ import pyasyncml as ml
 torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
+from backend_nets import BACKENDS, LENGTH, WIDTH, Backend, Net, Nets, running  # noqa: E402
+
 from pyasyncml.demo import digits  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
-CLOSE = 1e-5
-
-
-@dataclass(frozen=True)
-class Net:
-    """A torch module, and the weights as arrays, convolutions first."""
-
-    module: Any
-
-    @property
-    def weights(self) -> list[np.ndarray]:
-        return [p.detach().numpy() for p in self.module.parameters()]
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return self.module(torch.from_numpy(images.copy())).numpy()
-
-
-def write_torchscript(net: Net, path: Path) -> None:
-    torch.jit.script(net.module).save(str(path))
-
-
-def write_onnx(net: Net, path: Path) -> None:
-    import onnx_models
-
-    onnx_models.digits(path, net.weights)
-
-
-def write_saved_model(net: Net, path: Path) -> None:
-    import saved_models
-
-    saved_models.digits(path, net.weights)
-
-
-@dataclass(frozen=True)
-class Backend:
-    name: str  # as in Stats.backend
-    packages: tuple[str, ...]
-    write: Callable[[Net, Path], None]
-
-    def missing(self) -> list[str]:
-        return [name for name in self.packages if not importlib.util.find_spec(name)]
-
-
-BACKENDS = {
-    backend.name: backend
-    for backend in [
-        Backend("torch", ("torch",), write_torchscript),
-        Backend("onnxruntime", ("onnxruntime", "onnx"), write_onnx),
-        Backend("tensorflow", ("tensorflow",), write_saved_model),
-    ]
-}
-INSTALLED = [backend for backend in BACKENDS.values() if not backend.missing()]
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+CLIENTS = 32
+INSTALLED = [backend for backend in BACKENDS if not backend.missing()]
 
 
 @pytest.fixture(scope="module")
@@ -94,28 +42,39 @@ def images(data: Any) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def nets(data: Any) -> tuple[Net, Net]:
-    """A net that is trained, and one that was for a moment only."""
+def nets(data: Any) -> Nets:
     trained = (asyncio.run(digits.train(data, epochs=n)) for n in (20, 1))
-    good, other = (Net(found.net) for found in trained)
-    return good, other
+    return Nets(*(Net(found.net) for found in trained))
 
 
 @pytest.fixture(scope="module")
-def write(nets: tuple[Net, Net], tmp_path_factory: Any) -> Callable[..., Path]:
-    """The path of one of the nets' export, written when it is first asked for."""
-    folder = tmp_path_factory.mktemp("nets")
+def expected(nets: Nets, images: np.ndarray) -> np.ndarray:
+    """The good net's scores, float32 [450, 10]."""
+    return nets.good(images)
 
-    def written(backend: Backend, which: int = 0) -> Path:
-        path = folder / f"{backend.name}-{which}"
+
+@pytest.fixture(scope="module")
+def others(nets: Nets, images: np.ndarray) -> np.ndarray:
+    """The other's."""
+    return nets.other(images)
+
+
+@pytest.fixture(scope="module")
+def folder(nets: Nets, tmp_path_factory: Any) -> Callable[[Backend], Path]:
+    """Where a backend's exports are, written when they are first asked for."""
+    root = tmp_path_factory.mktemp("nets")
+
+    def written(backend: Backend) -> Path:
+        path = root / backend.id
         if not path.exists():
-            backend.write(nets[which], path)
+            path.mkdir()
+            backend.write(nets, path)
         return path
 
     return written
 
 
-@pytest.fixture(params=BACKENDS.values(), ids=lambda backend: backend.name)
+@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.id)
 def backend(request: pytest.FixtureRequest) -> Backend:
     if missing := request.param.missing():
         pytest.skip(f"{', '.join(missing)} is not installed")
@@ -123,52 +82,60 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 
 @pytest.fixture
-def path(backend: Backend, write: Callable[..., Path]) -> Path:
-    return write(backend)
+def path(backend: Backend, folder: Callable[[Backend], Path]) -> Path:
+    return folder(backend) / "good"
+
+
+@pytest.fixture
+def load(backend: Backend, folder: Callable[[Backend], Path]) -> Callable[..., Any]:
+    """`ml.load` of one of the nets."""
+
+    def load(which: str = "good", **options: Any) -> Any:
+        return ml.load(folder(backend) / which, device=backend.device, **options)
+
+    return load
 
 
 # --- results ---
 
 
-def test_outputs_are_the_nets_and_accurate(run, backend, path, nets, images, data):
+def test_outputs_are_the_nets_and_accurate(run, backend, load, images, expected, data):
     async def main():
-        async with ml.load(path) as model:
+        async with load() as model:
             assert model.stats().backend == backend.name
             scores = await model.infer(images)
-            np.testing.assert_allclose(scores, nets[0](images), atol=CLOSE, rtol=CLOSE)
+            np.testing.assert_allclose(scores, expected, **CLOSE)
             accuracy = (scores.argmax(1) == data.test_labels.numpy()).mean()
             assert accuracy >= 0.95
 
     run(main)
 
 
-def test_numpy_gives_numpy_and_torch_gives_torch(path, nets, images):
+def test_numpy_gives_numpy_and_torch_gives_torch(load, images, expected):
     async def main():
-        async with ml.load(path) as model:
-            for kind, x in [
-                (np.ndarray, images[:3]),
-                (np.ndarray, images[::-7]),
-                (torch.Tensor, torch.from_numpy(images[:3].copy())),
+        async with load() as model:
+            for kind, x, scores in [
+                (np.ndarray, images[:3], expected[:3]),
+                (np.ndarray, images[::-7], expected[::-7]),
+                (torch.Tensor, torch.from_numpy(images[:3].copy()), expected[:3]),
             ]:
-                scores = await model.infer(x)
-                assert type(scores) is kind
-                np.testing.assert_allclose(
-                    scores, nets[0](np.asarray(x)), atol=CLOSE, rtol=CLOSE
-                )
+                got = await model.infer(x)
+                assert type(got) is kind
+                np.testing.assert_allclose(got, scores, **CLOSE)
 
     asyncio.run(main())
 
 
-def test_results_outlive_the_model(path, nets, images):
+def test_results_outlive_the_model(load, images, expected):
     async def main():
-        async with ml.load(path) as model:
+        async with load() as model:
             return await asyncio.gather(
                 *(model.infer(images[i : i + 1]) for i in (0, 1))
             )
 
     first, second = asyncio.run(main())
     first[:] = 0  # and are the caller's own
-    np.testing.assert_allclose(second, nets[0](images[1:2]), atol=CLOSE, rtol=CLOSE)
+    np.testing.assert_allclose(second, expected[1:2], **CLOSE)
 
 
 # --- the scheduler ---
@@ -178,41 +145,141 @@ def one_by_one(model, images, **options):
     return [model.infer(images[i : i + 1], **options) for i in range(len(images))]
 
 
-def test_requests_share_runs(run, path, nets, images):
+def test_requests_share_runs_and_are_counted(run, backend, load, images, expected):
     async def main():
         batching = ml.Batching(max_rows=32, max_delay=FOR_EVER)
-        async with ml.load(path, batching=batching) as model:
-            some = images[: 14 * 32]
-            results = await asyncio.gather(*one_by_one(model, some))
-            scores = np.concatenate(results)
-            np.testing.assert_allclose(scores, nets[0](some), atol=CLOSE, rtol=CLOSE)
-            assert model.stats().runs == 14
+        async with load(batching=batching) as model:
+            count = 14 * 32
+            results = await asyncio.gather(*one_by_one(model, images[:count]))
+            np.testing.assert_allclose(
+                np.concatenate(results), expected[:count], **CLOSE
+            )
+            stats = model.stats()
+            assert stats.backend == backend.name
+            assert (stats.runs, stats.rows, stats.requests) == (14, count, count)
+            assert (stats.submitted, stats.completed) == (count, count)
+            assert stats.releases["full"] == 14
+            assert (stats.failed, stats.cancelled, stats.expired) == (0, 0, 0)
+            assert (stats.waiting, stats.waiting_bytes, stats.parked) == (0, 0, 0)
+            assert 0 < stats.run_p50 <= stats.run_p99
+            assert 0 < stats.wait_p50 <= stats.wait_p99
+            assert sum(stats.busy) > 0
+            (instance,) = stats.instances
+            assert (instance.runs, instance.rows) == (14, count)
+            assert instance.device == backend.device
             # A request of more rows than a run may have is cut.
             scores = await model.infer(images)
-            np.testing.assert_allclose(scores, nets[0](images), atol=CLOSE, rtol=CLOSE)
+            np.testing.assert_allclose(scores, expected, **CLOSE)
 
     run(main)
 
 
-def test_instances_share_the_work(path, nets, images):
+def test_instances_share_the_work(load, images, expected):
     async def main():
-        async with ml.load(path, instances=2, inputs=images[:1]) as model:
+        async with load(instances=2, inputs=images[:1]) as model:
             scores = np.concatenate(await asyncio.gather(*one_by_one(model, images)))
-            np.testing.assert_allclose(scores, nets[0](images), atol=CLOSE, rtol=CLOSE)
+            np.testing.assert_allclose(scores, expected, **CLOSE)
+            assert sum(i.requests for i in model.stats().instances) == len(images)
 
     asyncio.run(main())
 
 
-def test_cancelled_requests_leave_the_others_alone(run, path, nets, images):
+def test_instances_at_work_are_no_more_than_the_processors(
+    backend, load, images, expected
+):
+    """Runs take tokens of one budget: together, over any time, they can't have been in
+    the backend for longer than its tokens."""
+    if not backend.takes_tokens:
+        pytest.skip("its programs run on a device of their own")
+
     async def main():
-        async with ml.load(path) as model:
+        tokens = 1
+        async with load(inputs=images[:1]) as model:
+            tokens = model.stats().cpu_total
+        instances = 2 * tokens + 2
+        async with load(instances=instances, inputs=images[:1]) as model:
+            before, begun = sum(model.stats().busy), time.perf_counter()
+            results = await asyncio.gather(
+                *(model.infer(images) for _ in range(8 * instances))
+            )
+            seconds = time.perf_counter() - begun
+            stats = model.stats()
+            assert sum(stats.busy) - before <= seconds * tokens
+            assert sum(instance.runs > 0 for instance in stats.instances) > tokens
+        for scores in results:
+            np.testing.assert_allclose(scores, expected, **CLOSE)
+
+    asyncio.run(main())
+
+
+def of_length(length, seed):
+    chance = np.random.default_rng(seed)
+    return chance.standard_normal((1, length, WIDTH), np.float32)
+
+
+def first_output(result):
+    return result["y"] if isinstance(result, dict) else result[0]
+
+
+def test_requests_of_different_lengths_are_padded_into_shared_runs(backend, load):
+    if not backend.any_length:
+        pytest.skip("its programs' shapes are fixed but for the batch")
+
+    async def main():
+        pad = ml.Pad({"length": {"x": 1}}, mask="mask", mask_dtype="float32")
+        batching = ml.Batching(max_rows=16, max_delay=FOR_EVER, pad=pad)
+        async with load("running", batching=batching) as model:
+            xs = [of_length(1 + n % 9, n) for n in range(64)]
+            states = [np.full((1, WIDTH), n, np.float32) for n in range(64)]
+            futures = [
+                model.infer(x=x, state=s) for x, s in zip(xs, states, strict=True)
+            ]
+            # Lengths far apart don't share: the last runs aren't full.
+            await model.close()
+            for x, state, result in zip(
+                xs, states, await asyncio.gather(*futures), strict=True
+            ):
+                np.testing.assert_allclose(
+                    first_output(result), running(x, state), **CLOSE
+                )
+            stats = model.stats()
+            assert stats.runs < 32
+            assert stats.padding_cells > 0
+
+    asyncio.run(main())
+
+
+def test_sessions_share_runs_and_keep_their_states_apart(load):
+    async def main():
+        async with load("running", batching=ml.Batching(max_rows=8)) as model:
+            mask = np.ones((1, LENGTH), np.float32)
+            states = [np.full((1, WIDTH), n, np.float32) for n in range(12)]
+            sessions = [model.session(state=state) for state in states]
+            for turn in range(4):
+                xs = [of_length(LENGTH, 100 * turn + n) for n in range(len(sessions))]
+                ys = await asyncio.gather(
+                    *(s.infer(x, mask) for s, x in zip(sessions, xs, strict=True))
+                )
+                for n, (x, y) in enumerate(zip(xs, ys, strict=True)):
+                    own = running(x, states[n])
+                    np.testing.assert_allclose(y, own, **CLOSE)
+                    states[n] = np.tanh(own)
+            assert model.stats().runs < 4 * len(sessions)
+            for session in sessions:
+                session.close()
+
+    asyncio.run(main())
+
+
+def test_cancelled_requests_leave_the_others_alone(run, load, images, expected):
+    async def main():
+        async with load() as model:
             futures = one_by_one(model, images)
             for future in futures[1::2]:
                 future.cancel()
             results = await outcomes(futures)
-            for i in range(0, len(images), 2):
-                expected = nets[0](images[i : i + 1])
-                np.testing.assert_allclose(results[i], expected, atol=CLOSE, rtol=CLOSE)
+            scores = np.concatenate(results[::2])
+            np.testing.assert_allclose(scores, expected[::2], **CLOSE)
             for result in results[1::2]:
                 assert isinstance(result, asyncio.CancelledError)
             stats = model.stats()
@@ -222,33 +289,78 @@ def test_cancelled_requests_leave_the_others_alone(run, path, nets, images):
     run(main)
 
 
-def test_deadlines_pass_and_leave_the_others_alone(run, path, nets, images):
+def test_deadlines_pass_and_leave_the_others_alone(run, load, images, expected):
     async def main():
-        async with ml.load(path) as model:
+        async with load() as model:
             late = one_by_one(model, images[:20], timeout=0.0)
             kept = one_by_one(model, images, timeout=60.0)
             for result in await outcomes(late):
                 assert isinstance(result, ml.DeadlineExceeded)
             scores = np.concatenate(await asyncio.gather(*kept))
-            np.testing.assert_allclose(scores, nets[0](images), atol=CLOSE, rtol=CLOSE)
+            np.testing.assert_allclose(scores, expected, **CLOSE)
             assert model.stats().expired == len(late)
 
     run(main)
 
 
-def test_a_reload_changes_the_weights_between_two_runs(
-    run, backend, path, write, nets, images
+def test_under_load_some_give_up_some_expire_and_the_rest_is_right(
+    load, images, expected
 ):
     async def main():
-        async with ml.load(path, batching=ml.Batching(max_rows=16)) as model:
+        async with load(batching=ml.Batching(max_rows=8), instances=2) as model:
+            counts = {"served": 0, "cancelled": 0, "expired": 0}
+
+            async def client(number):
+                chance = random.Random(number)
+                for _ in range(40):
+                    i = chance.randrange(len(images))
+                    timeout = chance.choice([None, None, 1e-3, 0.0])
+                    future = model.infer(images[i : i + 1], timeout=timeout)
+                    if chance.random() < 0.3:
+                        await asyncio.sleep(0)
+                        future.cancel()
+                    try:
+                        scores = await future
+                    except asyncio.CancelledError:
+                        counts["cancelled"] += 1
+                    except ml.DeadlineExceeded:
+                        counts["expired"] += 1
+                    else:
+                        counts["served"] += 1
+                        np.testing.assert_allclose(scores[0], expected[i], **CLOSE)
+
+            await asyncio.gather(*map(client, range(CLIENTS)))
+            assert sum(counts.values()) == CLIENTS * 40
+            assert min(counts.values()) > 0, counts
+            assert model.health().ok
+            await model.close()  # what ran for nobody any more has ended
+            stats = model.stats()
+            assert stats.failed == 0
+            # Who gave up when the run had begun may be counted as completed, too.
+            ended = stats.completed + stats.cancelled + stats.expired
+            assert ended >= CLIENTS * 40
+            assert stats.completed >= counts["served"]
+            assert 0 < stats.cancelled <= counts["cancelled"]
+
+    asyncio.run(main())
+
+
+def test_a_reload_under_load_changes_the_weights_between_two_runs(
+    run, backend, load, folder, images, expected, others
+):
+    async def main():
+        async with load(batching=ml.Batching(max_rows=16)) as model:
             before = one_by_one(model, images)
-            await model.reload(write(backend, 1))
+            await model.reload(folder(backend) / "other")
             after = one_by_one(model, images)
-            for futures, candidates in [(before, nets), (after, nets[1:])]:
+            for futures, candidates in [
+                (before, [expected, others]),
+                (after, [others]),
+            ]:
                 scores = np.concatenate(await asyncio.gather(*futures))
                 fits = [
-                    np.isclose(scores, net(images), atol=CLOSE, rtol=CLOSE).all(axis=1)
-                    for net in candidates
+                    np.isclose(scores, wanted, **CLOSE).all(axis=1)
+                    for wanted in candidates
                 ]
                 assert np.logical_or.reduce(fits).all()
             assert model.stats().failed == 0
@@ -259,22 +371,22 @@ def test_a_reload_changes_the_weights_between_two_runs(
 # --- what is wrong ---
 
 
-def test_an_input_that_does_not_fit_is_an_error_of_that_request(path, nets, images):
+def test_an_input_that_does_not_fit_is_an_error_of_that_request(load, images, expected):
     async def main():
-        async with ml.load(path) as model:
+        async with load() as model:
             for wrong in (images[:, :, 0, 0], images.astype(np.int64), "no image"):
                 with pytest.raises((ml.Error, TypeError)):
                     await model.infer(wrong)
             scores = await model.infer(images)
-            np.testing.assert_allclose(scores, nets[0](images), atol=CLOSE, rtol=CLOSE)
+            np.testing.assert_allclose(scores, expected, **CLOSE)
 
     asyncio.run(main())
 
 
-def test_an_entry_that_is_not_there_is_a_load_error(path):
+def test_an_entry_that_is_not_there_is_a_load_error(load):
     async def main():
         with pytest.raises(ml.LoadError, match="nothing_of_the_kind"):
-            await ml.load(path, entry="nothing_of_the_kind")
+            await load(entry="nothing_of_the_kind")
 
     asyncio.run(main())
 
@@ -282,21 +394,18 @@ def test_an_entry_that_is_not_there_is_a_load_error(path):
 # --- all of them in one process ---
 
 
-def test_all_backends_load_and_serve_side_by_side(run, write, nets, images):
+def test_all_backends_load_and_serve_side_by_side(run, folder, images, expected):
     async def main():
         loading = [
-            ml.load(write(backend), instances=k)
+            ml.load(folder(backend) / "good", device=backend.device, instances=k)
             for k, backend in enumerate(INSTALLED + INSTALLED[::-1], 1)
         ]
         models = await asyncio.gather(*loading)
-        expected = nets[0](images)
         everything = await asyncio.gather(
             *(asyncio.gather(*one_by_one(model, images)) for model in models)
         )
         for results in everything:
-            np.testing.assert_allclose(
-                np.concatenate(results), expected, atol=CLOSE, rtol=CLOSE
-            )
+            np.testing.assert_allclose(np.concatenate(results), expected, **CLOSE)
         await asyncio.gather(*(model.close() for model in models))
 
     run(main)

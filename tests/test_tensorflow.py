@@ -404,6 +404,20 @@ def test_a_signature_that_isnt_there_is_refused_with_those_that_are(models):
         infer(models / "state")
 
 
+@pytest.mark.parametrize("name", ["PartitionedCall:0", "serving_default_x:0"])
+def test_a_signature_of_what_the_graph_lacks_is_refused_by_the_folders_name(
+    models, tmp_path, name
+):
+    shutil.copytree(models / "twice", damaged := tmp_path / "damaged")
+    graph = damaged / "saved_model.pb"
+    content = graph.read_bytes()
+    graph.write_bytes(content.replace(name.encode(), b"#" + name[1:].encode()))
+    with pytest.raises(ml.LoadError, match=f"{damaged}: .*no '#{name[1:]}'"):
+        infer(damaged)
+    with pytest.raises(ml.LoadError, match=f"{damaged}: .*no signature 'nope'"):
+        infer(damaged, entry="nope")
+
+
 def test_folders_that_are_no_savedmodel_are_told_apart(tmp_path, models):
     with pytest.raises(ml.LoadError, match=r"without a saved_model\.pb"):
         infer(tmp_path)

@@ -22,6 +22,19 @@ tensorflow_unload(void *program)
     free(view);
 }
 
+/* Not every message of what is wrong with a SavedModel names it. */
+static int
+name_folder(const struct paml_tf_program *program, struct paml_error *err)
+{
+    char message[PAML_MESSAGE_SIZE];
+
+    if (err->code == PAML_ERR_LOAD && strstr(err->message, program->folder) == NULL) {
+        memcpy(message, err->message, sizeof(message));
+        paml_fail(err, err->code, "%.400s: %.600s", program->folder, message);
+    }
+    return err->code;
+}
+
 static int
 tensorflow_load(const struct paml_load_spec *spec, void **program,
                 struct paml_error *err)
@@ -44,6 +57,7 @@ tensorflow_load(const struct paml_load_spec *spec, void **program,
         view->signature = paml_tf_saved_model_find(model, spec->entry, err);
     }
     if (view->signature == NULL) {
+        name_folder(view->program, err);
         tensorflow_unload(view);
         return err->code;
     }
@@ -73,11 +87,9 @@ tensorflow_open(void *program, DLDevice device, int threads, void **instance,
     }
     session =
         paml_tf_program_session(view->program, device, threads > 0 ? threads : 1, err);
-    if (session == NULL) {
-        return err->code;
-    }
-    *instance = paml_tf_instance_new(session, view->signature, err);
-    return *instance != NULL ? PAML_OK : err->code;
+    *instance =
+        session != NULL ? paml_tf_instance_new(session, view->signature, err) : NULL;
+    return *instance != NULL ? PAML_OK : name_folder(view->program, err);
 }
 
 static int
