@@ -136,7 +136,7 @@ def _what_stays() -> None:
 
 #: Of TensorFlow's library, from the first session, and of XLA's plugin, from the first
 #: look at its devices, to the end of the process.
-THREADS_THAT_STAY = {"tf_graph_runner", "tf_XLAEigen", "xla"}
+THREADS_THAT_STAY = {"tf_graph_runner", "tf_Compute", "tf_XLAEigen", "xla"}
 
 
 def threads(*, only_ours: bool) -> set[str]:

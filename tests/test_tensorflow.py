@@ -288,17 +288,6 @@ def test_a_keras_export_gives_what_keras_does(models):
     np.testing.assert_allclose(got, expected["scores"], rtol=1e-6)
 
 
-@pytest.mark.leaves_threads
-def test_a_signature_compiled_by_xla_runs(models):
-    x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
-    raised = np.exp(2 * x)
-    np.testing.assert_allclose(
-        infer(models / "several", x, entry="xla"),
-        raised / raised.sum(1, keepdims=True),
-        rtol=1e-5,
-    )
-
-
 def test_state_stays_in_the_model_from_run_to_run(models):
     async def main():
         async with ml.load(models / "state", entry="count") as model:

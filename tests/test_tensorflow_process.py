@@ -104,6 +104,26 @@ def test_process_ends_while_tensorflow_runs(models, how):
         ends_well(run(ISOLATED / "tensorflow_exit.py", models / "several", how))
 
 
+def test_a_signature_compiled_by_xla_runs(models):
+    """Whose compiler's threads stay, under the name of the worker that began them."""
+    done = run_source(
+        f"""
+        import asyncio, numpy as np
+        import pyasyncml as ml
+
+        async def main():
+            async with ml.load({str(models / "several")!r}, entry="xla") as model:
+                x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+                raised = np.exp(2 * x)
+                expected = raised / raised.sum(1, keepdims=True)
+                np.testing.assert_allclose(await model.infer(x), expected, rtol=1e-5)
+
+        asyncio.run(main())
+        """
+    )
+    ends_well(done)
+
+
 def test_live_keras_models_and_functions_run_with_one_line_and_give_numpy(models):
     done = run(ISOLATED / "tensorflow_live.py", models, TF_CPP_MIN_LOG_LEVEL="3")
     assert done.returncode == 0, done.stderr

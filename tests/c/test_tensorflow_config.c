@@ -26,16 +26,13 @@ check(DLDevice device, int threads, const void *expected, size_t expected_size)
 
 /* intra_op_parallelism_threads, inter_op_parallelism_threads -1 */
 #define THREADS(intra) "\x10" intra "\x28\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"
-#define PER_SESSION_THREADS "\x48\x01"
 
 /* device_count {"GPU": 0} */
 static void
 on_the_cpu_a_session_takes_no_gpu(void)
 {
-    static const char one[] =
-        "\x0a\x07\x0a\x03GPU\x10\x00" THREADS("\x01") PER_SESSION_THREADS;
-    static const char many[] =
-        "\x0a\x07\x0a\x03GPU\x10\x00" THREADS("\x80\x01") PER_SESSION_THREADS;
+    static const char one[] = "\x0a\x07\x0a\x03GPU\x10\x00" THREADS("\x01");
+    static const char many[] = "\x0a\x07\x0a\x03GPU\x10\x00" THREADS("\x80\x01");
 
     check((DLDevice){kDLCPU, 0}, 1, one, sizeof(one) - 1);
     check((DLDevice){kDLCPU, 1}, 128, many, sizeof(many) - 1);
@@ -46,9 +43,9 @@ static void
 on_a_gpu_a_session_sees_that_one_and_takes_memory_as_it_needs_it(void)
 {
     static const char zero[] = THREADS("\x02") "\x32\x05\x20\x01\x2a\x01"
-                                               "0\x38\x01" PER_SESSION_THREADS;
+                                               "0\x38\x01";
     static const char twelve[] = THREADS("\x02") "\x32\x06\x20\x01\x2a\x02"
-                                                 "12\x38\x01" PER_SESSION_THREADS;
+                                                 "12\x38\x01";
 
     check((DLDevice){kDLCUDA, 0}, 2, zero, sizeof(zero) - 1);
     check((DLDevice){kDLCUDA, 12}, 2, twelve, sizeof(twelve) - 1);

@@ -5,7 +5,7 @@
 
 /* Numbers of fields, from TensorFlow's config.proto. */
 enum { DEVICE_COUNT = 1, INTRA_OP_THREADS = 2, INTER_OP_THREADS = 5 };
-enum { GPU_OPTIONS = 6, SOFT_PLACEMENT = 7, PER_SESSION_THREADS = 9 };
+enum { GPU_OPTIONS = 6, SOFT_PLACEMENT = 7 };
 enum { GPU_ALLOW_GROWTH = 4, GPU_VISIBLE_DEVICES = 5 };
 
 static uint8_t *
@@ -43,7 +43,9 @@ paml_tf_config(DLDevice device, int threads, uint8_t *bytes)
         at = put_bytes(at, DEVICE_COUNT, no_gpu, sizeof(no_gpu));
     }
     at = put_number(at, INTRA_OP_THREADS, threads);
-    /* Less than nothing: operations run in the thread that calls the session. */
+    /* Less than nothing: operations run in the thread that calls the session. Not with
+       use_per_session_threads: TensorFlow then runs loops and some more in a pool of
+       the session's. (The intra-op threads are the session's own: see library.c.) */
     at = put_number(at, INTER_OP_THREADS, -1);
     if (device.device_type != kDLCPU) {
         /* This one of those that the process sees, which becomes the session's GPU:0.
@@ -55,6 +57,5 @@ paml_tf_config(DLDevice device, int threads, uint8_t *bytes)
         at = put_bytes(at, GPU_OPTIONS, gpu, (size_t)(gpu_at - gpu));
         at = put_number(at, SOFT_PLACEMENT, 1);
     }
-    at = put_number(at, PER_SESSION_THREADS, 1);
     return (size_t)(at - bytes);
 }
