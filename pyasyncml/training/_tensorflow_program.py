@@ -18,7 +18,6 @@ from .._call import call
 from ..backends.tensorflow import SharedProgram
 from ..errors import BackendError, Error, LoadError
 from ..model import Model
-from . import _data
 
 _STATE = "checkpoint"  # which of a folder's checkpoints is the last; TensorFlow's name
 
@@ -29,7 +28,9 @@ class TensorflowProgram:
     SavedModel's variables, which stay in its session."""
 
     columns = 0
+    rows = None
     driving = True
+    evaluate = None
 
     def __init__(self, shared: SharedProgram, model: Model) -> None:
         self.shared = shared
@@ -41,11 +42,17 @@ class TensorflowProgram:
 
     @classmethod
     async def load(
-        cls, source: str | os.PathLike[str] | SharedProgram, entry: str, threads: int
+        cls,
+        source: str | os.PathLike[str] | SharedProgram,
+        entry: str,
+        device: str | None,
+        threads: int,
     ) -> TensorflowProgram:
         """Raises `LoadError`."""
         shared = source if isinstance(source, SharedProgram) else SharedProgram(source)
-        model = await _load.load(shared, entry=entry, threads=threads)
+        model = await _load.load(
+            shared, entry=entry, device=device or "cpu", threads=threads
+        )
         try:
             if not model.signature.stateful:
                 raise LoadError(
@@ -75,14 +82,6 @@ class TensorflowProgram:
     def epoch_ended(self, metric: float) -> None:
         pass
 
-    async def evaluate(
-        self, data: _data.Arrays | _data.Batches, batch_size: int
-    ) -> dict[str, float]:
-        raise Error(
-            "validation: a SavedModel's training step can't evaluate without training; "
-            "serve its 'predict' and compare there (on_epoch=)"
-        )
-
     async def snapshot(
         self, position: dict[str, int]
     ) -> Callable[[str], Awaitable[None]]:
@@ -102,6 +101,12 @@ class TensorflowProgram:
                 f"{path}: is damaged, or of another program: {error}"
             ) from error
         return position
+
+    async def state(self) -> Any:
+        raise Error(
+            "state: a SavedModel's variables are read from what save() writes, by "
+            "tf.train.load_checkpoint"
+        )
 
     async def weights(self) -> Saved:
         return await call(Saved, self.shared)
