@@ -106,6 +106,7 @@ paml_xla_instance_open(const struct paml_xla_program *program,
         return paml_fail(err, PAML_ERR_MEMORY, "no memory for the instance");
     }
     instance->program = program;
+    instance->named = device;
     instance->device = found;
     if (allocate(instance) < 0) {
         code = paml_fail(err, PAML_ERR_MEMORY, "no memory for the instance");

@@ -27,6 +27,7 @@ struct paml_xla_run {
 
 struct paml_xla_instance {
     const struct paml_xla_program *program;
+    DLDevice named; /* as the engine calls it */
     struct pjrt_device *device;
     struct pjrt_buffer **weights, **state; /* on the device */
     struct paml_xla_latch held;            /* what these were made from is let go of */
