@@ -12,6 +12,8 @@ from .errors import LoadError
 
 BACKENDS = ("torch", "onnxruntime", "tensorflow", "xla")
 _SHORT = {"onnx": "onnxruntime"}
+#: Members of what export.jax writes.
+_BUNDLE = {"manifest", "programs/0"}
 
 
 def identify(path: str, backend: str | None, sha256: str | None) -> str:
@@ -49,6 +51,15 @@ def identify(path: str, backend: str | None, sha256: str | None) -> str:
             if is_onnx(file, size):
                 return "onnxruntime"
     return backend or _identify_content(path, magic)
+
+
+def is_bundle(path: str) -> bool:
+    """Whether export.jax wrote it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return set(archive.namelist()) >= _BUNDLE
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError):
+        return False
 
 
 def _members(path: str) -> list[str]:
@@ -98,7 +109,7 @@ def _identify_content(path: str, magic: bytes) -> str:
         raise LoadError(
             f"{path}: is a damaged or truncated archive ({error})"
         ) from error
-    if {"manifest", "programs/0"} <= set(names):
+    if set(names) >= _BUNDLE:
         return "xla"
     members = [name.partition("/")[2] for name in names]
     found = _kind_of_archive(members)

@@ -14,6 +14,7 @@ from . import _files
 from ._call import call
 from .backends import Devices, load_backend, parse_devices, parse_options
 from .backends.tensorflow import SharedProgram
+from .backends.xla import Bundle
 from .batching import Batching
 from .errors import LoadError
 from .model import Model, Queue, make_model
@@ -206,6 +207,12 @@ def load(
             ),
             functools.partial(load_again, name=title),
         )
+    if isinstance(source, Bundle):
+        title = name or os.path.basename(source.path)
+        return Loading(
+            lambda: _open_bundle(source, entry, example, title, common),
+            functools.partial(load_again, name=title),
+        )
     if callable(source):
         title = name or str(getattr(source, "__name__", type(source).__name__))
         load_again = functools.partial(load_again, name=title)
@@ -276,6 +283,10 @@ async def _open_file(
         runners = common["instances"] + (1 if common["inline_below"] else 0)
         arguments = (path, entry, runners)
         return await _open_served("serve_package", arguments, example, name, common)
+    if found == "xla":
+        return await _open_bundle(
+            await call(Bundle, path), entry, example, name, common
+        )
     model = make_model(
         Model,
         found,
@@ -288,6 +299,28 @@ async def _open_file(
     )
     if found == "tensorflow":
         model._folder = await call(os.path.realpath, path)
+    return await _started(model, example)
+
+
+async def _open_bundle(
+    bundle: Bundle,
+    entry: str | None,
+    example: tuple[Any, ...],
+    name: str,
+    common: dict[str, Any],
+) -> Model:
+    capsule = await call(load_backend, "xla")
+    model = make_model(
+        Model,
+        "xla",
+        capsule,
+        bundle._source,
+        name=name,
+        path=bundle.path,
+        entry=entry,
+        **common,
+    )
+    model._bundle = bundle
     return await _started(model, example)
 
 

@@ -22,6 +22,7 @@ from .errors import Error, LoadError, ModelClosed, ReloadUnderWay
 
 if TYPE_CHECKING:
     from ._weights import Live
+    from .backends.xla import Bundle
     from .training import Trainer
 
 M = TypeVar("M", bound="Model")
@@ -245,6 +246,8 @@ class Model(_core.Model):
     _live: Live | None = None
     #: Of a SavedModel: its folder.
     _folder: str | None = None
+    #: Of a bundle of `export.jax`.
+    _bundle: Bundle | None = None
     #: What `_finish` makes of the outputs, in words.
     _structure: str = ""
 
@@ -400,8 +403,10 @@ class Model(_core.Model):
     async def update_weights(self, trainer: Trainer) -> None:
         """Serve the trainer's weights as they are now, between two of its steps.
 
-        For a model that was loaded from a live torch module with example inputs, or
-        from the SavedModel that the trainer was. The weights are copied once, and
+        For a model that was loaded from a live torch module with example inputs, from
+        the SavedModel that the trainer was, or from a bundle of `export.jax` whose
+        `weights` are part of the trainer's state, under the same keys. The weights are
+        copied once, and
         swapped in between two batches: each request, and so each batch, sees the old
         ones or the new. Nothing is refused meanwhile, and a run of the trainer goes on.
         Over when the old weights are no longer used.
@@ -435,6 +440,7 @@ class Model(_core.Model):
         self._finish = other._finish
         self._folder = other._folder
         self._live = other._live
+        self._bundle = other._bundle
         self._backend_name, other._backend_name = (
             other._backend_name,
             self._backend_name,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 
 import numpy as np
 import pytest
@@ -11,9 +10,11 @@ from xla_programs import (
     FEATURES,
     adam_state,
     adam_step,
+    endless,
     init_layers,
     jax,
     jnp,
+    without_asan,
 )
 
 import pyasyncml as ml
@@ -108,18 +109,6 @@ def test_refused_inputs_leave_the_state_alone(path, state):
             return await model.infer()
 
     assert_same(asyncio.run(main()), state)
-
-
-without_asan = pytest.mark.skipif(
-    "asan" in os.environ.get("LD_PRELOAD", ""),
-    reason="AddressSanitizer ends the process for an allocation as large as that",
-)
-
-
-def endless(x):
-    """Needs more memory than a process can address."""
-    many = jnp.broadcast_to(x, (1 << 24, 1 << 22))
-    return jnp.sort(many * jax.lax.iota(jnp.float32, 1 << 22), axis=1)[0, 0]
 
 
 @without_asan

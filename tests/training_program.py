@@ -16,6 +16,7 @@ class EchoProgram:
     """Batches hold one number each. What was "trained" is how often `advanced` says."""
 
     values = ("loss",)
+    rows = None
 
     def __init__(self, model, rates=None):
         self.model = model

@@ -51,3 +51,15 @@ def adam_step(state, x, y, rate):
 
     layers = jax.tree.map(moved, state["layers"], m, v)
     return {"layers": layers, "m": m, "v": v, "t": t}, {"loss": loss}
+
+
+without_asan = pytest.mark.skipif(
+    "asan" in os.environ.get("LD_PRELOAD", ""),
+    reason="AddressSanitizer ends the process for an allocation as large as that",
+)
+
+
+def endless(x):
+    """Needs more memory than a process can address."""
+    many = jnp.broadcast_to(x, (1 << 24, 1 << 22))
+    return jnp.sort(many * jax.lax.iota(jnp.float32, 1 << 22), axis=1)[0, 0]

@@ -17,9 +17,12 @@ from __future__ import annotations
 import glob
 import importlib
 import importlib.util
+import json
 import os
 import threading
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import LoadError
@@ -36,11 +39,15 @@ def capsule() -> Any:
 
     Raises `LoadError` where there is no plugin that can be used.
     """
-    module = importlib.import_module(f"{__package__}._xla")
+    module = _import_native()
     with _lock:
         if module.platform() is None:
             _open(module)
         return module.capsule
+
+
+def _import_native() -> Any:
+    return importlib.import_module(f"{__package__}._xla")
 
 
 def _open(module: Any) -> None:
@@ -132,3 +139,74 @@ def _folders(package: str) -> list[str]:
     if spec is None or spec.submodule_search_locations is None:
         return []
     return list(spec.submodule_search_locations)
+
+
+@dataclass(frozen=True)
+class HeldArray:
+    """An array that a bundle holds: its place in the structure, "layers/0/w"."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+class Bundle:
+    """A bundle as one model is made of it: its program, which others may have too, and
+    what is held on the device at first. A source for `pyasyncml.load`.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Reads which arrays it holds. Blocks for a moment; raises `LoadError`."""
+        self.path = path
+        self.weights, self.state = _held(path)
+        self._native = _import_native()
+        self._source = self._native.source(None, None, None)
+
+    def over(
+        self,
+        weights: Sequence[Any] | None = None,
+        state: Sequence[Any] | None = None,
+    ) -> Bundle:
+        """The same program, which isn't compiled again once a model of this has been
+        loaded, over these buffers, in order; None: over those that the file holds.
+        They are borrowed for as long as there is a model of it."""
+        other = Bundle.__new__(Bundle)
+        other.__dict__.update(self.__dict__)
+        other._source = self._native.source(
+            self._source,
+            None if weights is None else tuple(weights),
+            None if state is None else tuple(state),
+        )
+        return other
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.path!r}>"
+
+
+def _held(path: str) -> tuple[tuple[HeldArray, ...], tuple[HeldArray, ...]]:
+    """What `export.jax` says of the weights and of the state; nothing where an earlier
+    version wrote the bundle, or where it is none, which loading it will say."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError):
+        return (), ()
+    try:
+        with archive:
+            if "held" not in archive.namelist():
+                return (), ()
+            held = json.loads(archive.read("held"))
+        weights, state = (
+            tuple(
+                HeldArray(str(name), str(dtype), tuple(int(size) for size in shape))
+                for name, dtype, shape in held[folder]
+            )
+            for folder in ("weights", "state")
+        )
+    except Exception as error:  # zipfile raises whatever the damage leads to
+        raise LoadError(
+            f"the bundle is damaged: its list of arrays can't be read ({error})"
+        ) from error
+    return weights, state

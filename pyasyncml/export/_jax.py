@@ -4,6 +4,7 @@ manifest that says what it takes and gives (csrc/backends/xla/bundle.c reads it)
 from __future__ import annotations
 
 import inspect
+import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -47,7 +48,10 @@ def export_function(
     each: list[int | None] = [*sizes] or [None]
     programs = [function.lower(rows, platform) for rows in each]
     manifest = function.manifest(entry, programs)
-    members: list[tuple[str, bytes]] = [("manifest", manifest.encode())]
+    members: list[tuple[str, bytes]] = [
+        ("manifest", manifest.encode()),
+        ("held", function.held_names().encode()),
+    ]
     members += [
         (f"programs/{i}", bytes(program.mlir_module_serialized))
         for i, program in enumerate(programs)
@@ -145,6 +149,19 @@ class _Function:
         for folder, tree in (("weights", self.weights), ("state", self.state)):
             for i, leaf in enumerate(self.jax.tree.leaves(tree)):
                 yield f"{folder}/{i}", numpy.ascontiguousarray(leaf).tobytes()
+
+    def held_names(self) -> str:
+        """The weights and the state array by array, as JSON: each its place in the
+        structure, its dtype and its shape. Whoever gives arrays from one bundle to
+        another goes by these."""
+        described = {
+            folder: [
+                [_place(path), str(leaf.dtype), list(leaf.shape)]
+                for path, leaf in self.jax.tree_util.tree_leaves_with_path(tree)
+            ]
+            for folder, tree in (("weights", self.weights), ("state", self.state))
+        }
+        return json.dumps(described)
 
     def manifest(self, entry: str, programs: list[Any]) -> str:
         first = programs[0]
@@ -301,6 +318,18 @@ class _Function:
         ][len(self.held) :]
         more = range(len(positional), len(self.inputs))
         return positional[: len(self.inputs)] + [f"input{i}" for i in more]
+
+
+def _place(path: Any) -> str:
+    """Where a leaf is: "layers/0/w", "" for a structure that is one itself."""
+    parts = []
+    for key in path:
+        for attribute in ("key", "idx", "name"):  # of JAX's kinds of keys
+            if hasattr(key, attribute):
+                key = getattr(key, attribute)
+                break
+        parts.append(str(key).replace("%", "%25").replace("/", "%2F"))
+    return "/".join(parts)
 
 
 # --- the manifest's lines ---

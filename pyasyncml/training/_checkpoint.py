@@ -14,16 +14,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .._atomic import write_atomically
 from .._copies import copy_all
 from ..errors import LoadError
 from . import _plain
+from ._tensor_file import Stored, write_tensors
 from ._trace import Pair, kind_of
 
 if TYPE_CHECKING:
@@ -140,55 +140,13 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     tensors = {name: t.cpu().contiguous() for name, t in checkpoint.tensors.items()}
     text = json.dumps(checkpoint.header)
     metadata = {"pyasyncml": text, "sha256": _digest(text, tensors)}
-    write_atomically(target, lambda file: _write(file, tensors, metadata))
+    stored = {name: _stored(tensor) for name, tensor in tensors.items()}
+    write_atomically(target, lambda file: write_tensors(file, stored, metadata))
 
 
-# https://github.com/huggingface/safetensors#format
-_DTYPES = {
-    "bool": "BOOL",
-    "uint8": "U8",
-    "int8": "I8",
-    "uint16": "U16",
-    "int16": "I16",
-    "uint32": "U32",
-    "int32": "I32",
-    "uint64": "U64",
-    "int64": "I64",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "float32": "F32",
-    "float64": "F64",
-}
-
-
-def _write(
-    file: BinaryIO, tensors: dict[str, Tensor], metadata: dict[str, str]
-) -> None:
-    """The safetensors format, tensor by tensor: the library's own `save` makes one more
-    copy of everything, and its `save_file` a file that isn't the one we lock and
-    sync."""
-    header: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    for name in names:
-        tensor = tensors[name]
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        kind = str(tensor.dtype).removeprefix("torch.")
-        if kind not in _DTYPES:
-            raise TypeError(f"checkpoint: {name} is {kind}, which can't be saved")
-        header[name] = {
-            "dtype": _DTYPES[kind],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(struct.pack("<Q", len(text)))
-    file.write(text)
-    for name in names:
-        file.write(_bytes(tensors[name]))
+def _stored(tensor: Tensor) -> Stored:
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return Stored(kind, tuple(tensor.shape), _bytes(tensor))
 
 
 def _bytes(tensor: Tensor) -> memoryview:

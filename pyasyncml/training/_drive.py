@@ -316,6 +316,7 @@ class Drive:
             # Tracing it puts other tensors into the module for a while, and what is
             # measured is one moment's weights.
             async with self._turn():
+                assert self._program.evaluate is not None  # fit() has looked
                 validation = await self._program.evaluate(plan.validation, plan.batch)
         ended = run.end_epoch(epoch, first, last, validation)
         if self._program.epoch_metric():

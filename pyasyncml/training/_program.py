@@ -19,6 +19,11 @@ class Schedule(Protocol):
         """The next steps' rates: float64[steps, columns], C-contiguous."""
 
 
+class Evaluate(Protocol):
+    async def __call__(self, data: Any, batch_size: int) -> dict[str, float]:
+        """Means of the loss and the other values over the data, nothing trained."""
+
+
 class Program(Protocol):
     """A training step. Each run of `model` is one: its inputs are `columns` learning
     rates (0-d float64) and the batch, its outputs the loss and the other `values`, each
@@ -27,6 +32,10 @@ class Program(Protocol):
     """
 
     model: Model
+
+    @property
+    def rows(self) -> int | None:
+        """How many rows a batch must have; None: any number of them."""
 
     @property
     def columns(self) -> int: ...
@@ -55,8 +64,9 @@ class Program(Protocol):
     def epoch_ended(self, metric: float) -> None:
         """For schedules that follow a metric: the validation's loss, or the epoch's."""
 
-    async def evaluate(self, data: Any, batch_size: int) -> dict[str, float]:
-        """Means of the loss and the other values over the data, nothing trained."""
+    @property
+    def evaluate(self) -> Evaluate | None:
+        """None: it can't without training."""
 
     async def snapshot(
         self, position: dict[str, int]
@@ -69,6 +79,10 @@ class Program(Protocol):
     @property
     def driving(self) -> bool:
         """Whether what is trained may have changed, or be about to."""
+
+    async def state(self) -> Any:
+        """A copy of what is trained, for people. Raises `Error` where they have it
+        already."""
 
     async def weights(self) -> Any:
         """A copy of what is trained; its `successor(model)` gives a model over it."""

@@ -20,7 +20,6 @@ from ..backends import parse_devices
 from ..backends.tensorflow import SharedProgram
 from ..errors import BackendError, Error, LoadError
 from ..model import Model
-from . import _data
 
 _STATE = "checkpoint"  # which of a folder's checkpoints is the last; TensorFlow's name
 
@@ -31,7 +30,9 @@ class TensorflowProgram:
     SavedModel's variables, which stay in its session."""
 
     columns = 0
+    rows = None
     driving = True
+    evaluate = None
 
     def __init__(self, shared: SharedProgram, model: Model, device: str) -> None:
         self.shared = shared
@@ -47,17 +48,18 @@ class TensorflowProgram:
         cls,
         source: str | os.PathLike[str] | SharedProgram,
         entry: str,
-        device: str,
+        device: str | None,
         threads: int,
     ) -> TensorflowProgram:
         """Raises `LoadError`, `TypeError` and `ValueError`."""
-        if len(parse_devices(device)) > 1:
+        where = "cpu" if device is None else device
+        if (count := len(parse_devices(where))) > 1:
             raise ValueError(
                 "device: a SavedModel's training step runs on one device, got "
-                f"{len(device)}: each has variables of its own"
+                f"{count}: each has variables of its own"
             )
         shared = source if isinstance(source, SharedProgram) else SharedProgram(source)
-        model = await _load.load(shared, entry=entry, device=device, threads=threads)
+        model = await _load.load(shared, entry=entry, device=where, threads=threads)
         try:
             if not model.signature.stateful:
                 raise LoadError(
@@ -87,14 +89,6 @@ class TensorflowProgram:
     def epoch_ended(self, metric: float) -> None:
         pass
 
-    async def evaluate(
-        self, data: _data.Arrays | _data.Batches, batch_size: int
-    ) -> dict[str, float]:
-        raise Error(
-            "validation: a SavedModel's training step can't evaluate without training; "
-            "serve its 'predict' and compare there (on_epoch=)"
-        )
-
     async def snapshot(
         self, position: dict[str, int]
     ) -> Callable[[str], Awaitable[None]]:
@@ -114,6 +108,12 @@ class TensorflowProgram:
                 f"{path}: is damaged, or of another program: {error}"
             ) from error
         return position
+
+    async def state(self) -> Any:
+        raise Error(
+            "state: a SavedModel's variables are read from what save() writes, by "
+            "tf.train.load_checkpoint"
+        )
 
     async def weights(self) -> Saved:
         return await call(Saved, self.shared, self.device)

@@ -13,7 +13,7 @@ from .._call import call
 from .._core import Steps
 from .._weights import Copies, detach_models
 from ..backends import parse_devices
-from ..errors import BackendError, InputError
+from ..errors import BackendError, Error, InputError
 from ..export._lower import lower, make_graph_model
 from ..model import Model, started
 from . import _data
@@ -57,6 +57,8 @@ async def _served(
 
 class TorchProgram:
     """One step of a module, its loss and its optimizer; see `Trainer`."""
+
+    rows = None
 
     def __init__(
         self,
@@ -361,6 +363,9 @@ class TorchProgram:
             generators=self._generators,
         )
         return position
+
+    async def state(self) -> Any:
+        raise Error("state: it is in the module and the optimizer: their state_dict()")
 
     async def weights(self) -> Copies:
         return await call(Copies, self._module)

@@ -15,7 +15,7 @@ from ..model import Model
 from . import _bar, _data
 from ._drive import Drive, batches_of, one_step, steps_per_epoch
 from ._history import History
-from ._plan import DEFAULT_BATCH, OnEpoch, Plan
+from ._plan import OnEpoch, Plan, rows_per_batch
 from ._position import Position
 from ._program import Program
 from ._run import TrainingRun, settled
@@ -115,27 +115,35 @@ class Trainer:
         source: Any,
         *,
         entry: str = "train_step",
-        device: str = "cpu",
         seed: int | None = None,
+        device: str | None = None,
         threads: int = 1,
     ) -> Trainer:
-        """Train a SavedModel by its own training signature: ``await Trainer.load(…)``.
+        """Train an exported training step: ``await Trainer.load(…)``.
 
-        `source`: the folder, as `export.tensorflow` writes it with a loss and an
-        optimizer. `entry`: the signature, whose runs are steps. `device`: where they
-        run, "cuda:0" or the like; one. `seed`: of the order of the rows. `threads`:
-        intra-op threads of a step.
+        `source`: a SavedModel's folder, as `export.tensorflow` writes it with a loss
+        and an optimizer, or a bundle of ``export.jax(step, …, state=…)``, whose
+        ``step(state, *batch)`` gives the new state and the loss, or a flat dict or
+        tuple of numbers with it. `entry`: the function whose runs are steps. `seed`: of
+        the order of the rows. `device`: where they run, one; None: the CPU for a
+        SavedModel, which "cuda:0" or the like puts on a GPU, and for a bundle "xla:0",
+        the first that the plugin has. `threads`: intra-op threads of a step (of a
+        SavedModel; XLA has threads of its own).
 
-        Batches are the signature's inputs, in its order. Checkpoints are folders of
-        TensorFlow's own: ``tf.train.load_checkpoint(path)`` reads them. A model loaded
-        from the same folder gets the weights by `Model.update_weights`.
+        Batches are the entry's inputs, in its order. A bundle's have the shapes that it
+        was exported for: `batch_size` is theirs, and data in arrays is cut into whole
+        batches. What is trained stays on the device; `state` gives a copy. Checkpoints
+        of a SavedModel are folders of TensorFlow's own, ``tf.train.load_checkpoint(
+        path)`` reads them, of a bundle one file each, which ``safetensors`` reads. A
+        model loaded from the same folder, or from a bundle whose weights are part of
+        the step's state, gets them by `Model.update_weights`.
 
         Raises `LoadError` where it can't be loaded, not on that device, or trains
         nothing, and `TypeError` and `ValueError` for wrong arguments.
         """
-        from ._tensorflow_program import TensorflowProgram
+        from ._exported import load_program
 
-        program = await TensorflowProgram.load(source, entry, device, threads)
+        program = await load_program(source, entry, device, threads)
         if seed is None:
             seed = int.from_bytes(os.urandom(4), "little")
         return cls._of(program, seed)
@@ -173,8 +181,9 @@ class Trainer:
         pulled on a worker, with up to `prefetch` batches submitted ahead.
 
         `validation`: data as well, evaluated after each epoch in the module's
-        evaluation mode. `on_epoch`: an async callable, awaited after each epoch with
-        its `Epoch`; what it returns, if it is true, ends the run (early stopping).
+        evaluation mode (exported steps can't). `on_epoch`: an async callable, awaited
+        after each epoch with its `Epoch`; what it returns, if it is true, ends the run
+        (early stopping).
         `progress`: a tqdm bar, in terminals and notebooks. `stop_on_nan`: a loss that
         is not finite ends the run with a `BackendError`. `priority`: of the steps,
         among what else this trainer is asked for. `publish`: models over the module
@@ -185,7 +194,8 @@ class Trainer:
         and arguments, does what was left of it.
 
         Raises `InputError` and `TypeError` for data that can't be used and `ValueError`
-        for wrong numbers at the call, `Error` where another run is under way; through
+        for wrong numbers at the call, `Error` where another run is under way and for a
+        validation that can't be; through
         the run come what the data raises, `InputError` for batches of the wrong shapes
         and `BackendError`. What is trained is then as after the last whole step.
         """
@@ -205,6 +215,12 @@ class Trainer:
             )
         source = _data.read(data)
         checked = None if validation is None else _data.read(validation, "validation")
+        if checked is not None and self._program.evaluate is None:
+            raise Error(
+                "validation: an exported training step can't evaluate without "
+                "training; serve the model beside it, give it the weights (publish=) "
+                "and compare there (on_epoch=)"
+            )
         self._check_open()
         if self._run is not None and not self._run.done():
             raise Error("a run of this trainer is under way: await or cancel it first")
@@ -215,7 +231,7 @@ class Trainer:
         )
         steps: int | None = None
         if isinstance(source, _data.Arrays):
-            plan.batch = min(batch_size or DEFAULT_BATCH, source.rows)
+            plan.batch = rows_per_batch(batch_size, source.rows, self._program.rows)
             plan.shuffle = shuffle is not False
             steps = epochs * steps_per_epoch(source.rows, plan.batch)
         else:
@@ -325,6 +341,16 @@ class Trainer:
             self._resuming = True
             if cancelled is not None:
                 raise cancelled
+
+    async def state(self) -> Any:
+        """A copy of an exported step's state, as it is between two steps: arrays in the
+        structure that it was exported with. For a bundle of `export.jax`.
+
+        Raises `Error` for what has it elsewhere: a module and its optimizer, a
+        SavedModel's checkpoint.
+        """
+        async with self._still():
+            return await self._program.state()
 
     # --- giving to models ---
 

@@ -1,35 +1,52 @@
 /* The table of C functions. */
 #include "xla_backend.h"
 
+#include <stdlib.h>
+
 #include "client.h"
 #include "instance.h"
-#include "program.h"
+#include "source.h"
+
+/* A model: a program that may be others' too, and what its instances begin with. */
+struct loaded {
+    struct paml_xla_program *program;
+    const struct paml_xla_source *source;
+};
 
 /* Thread: worker. GIL: not held, not taken. (Of all functions here but `devices`.) */
 static int
 xla_load(const struct paml_load_spec *spec, void **program, struct paml_error *err)
 {
     char name[PAML_XLA_THREAD_NAME], ignored[PAML_XLA_THREAD_NAME];
-    struct paml_xla_program *loaded = NULL;
+    struct loaded *loaded = calloc(1, sizeof(*loaded));
     int code;
 
+    if (loaded == NULL) {
+        return paml_fail(err, PAML_ERR_MEMORY, "no memory for the program");
+    }
+    loaded->source = spec->options;
     paml_xla_rename_thread(PAML_XLA_THREADS, name);
-    code = paml_xla_program_load(spec, &loaded, err);
+    code = paml_xla_source_program(spec->options, spec, &loaded->program, err);
     paml_xla_rename_thread(name, ignored);
+    if (code != PAML_OK) {
+        free(loaded);
+        return code;
+    }
     *program = loaded;
-    return code;
+    return PAML_OK;
 }
 
 static void
 xla_unload(void *program)
 {
-    paml_xla_program_unload(program);
+    paml_xla_program_unref(((struct loaded *)program)->program);
+    free(program);
 }
 
 static const struct paml_entry *
 xla_describe(void *program)
 {
-    return &((struct paml_xla_program *)program)->entry;
+    return &((struct loaded *)program)->program->entry;
 }
 
 /* `threads` is not for us to set: XLA's platforms have pools of their own. */
@@ -37,8 +54,10 @@ static int
 xla_open(void *program, DLDevice device, int threads, void **instance,
          struct paml_error *err)
 {
+    const struct loaded *loaded = program;
     struct paml_xla_instance *opened = NULL;
-    int code = paml_xla_instance_open(program, device, &opened, err);
+    int code =
+        paml_xla_instance_open(loaded->program, loaded->source, device, &opened, err);
 
     (void)threads;
     *instance = opened;

@@ -136,6 +136,9 @@ describe_client(struct paml_xla_client *client, struct paml_error *err)
     copy_text(&text, client->version, sizeof(client->version));
     code = paml_xla_report(api, api->slots[PJRT_CLIENT_ADDRESSABLE_DEVICES](&devices),
                            PAML_ERR_LOAD, "the devices of the XLA client", err);
+    if (code == PAML_OK && devices.n_devices == 0) {
+        code = paml_fail(err, PAML_ERR_LOAD, "the XLA plugin finds no device here");
+    }
     client->devices = devices.devices;
     client->n_devices = (int)devices.n_devices;
     return code;
@@ -149,6 +152,8 @@ open_client(const char *path, const struct paml_xla_option *options, uint32_t n_
     struct paml_xla_client client = {0};
     PJRT_ARGS(plugin_initialize, initialize);
     PJRT_ARGS(client_create, create);
+    PJRT_ARGS(client_destroy, destroy);
+    struct paml_error ignored;
     int code;
 
     if (n_options > OPTIONS_MOST) {
@@ -176,6 +181,9 @@ open_client(const char *path, const struct paml_xla_option *options, uint32_t n_
     client.client = create.client;
     code = describe_client(&client, err);
     if (code != PAML_OK) {
+        destroy.client = client.client;
+        paml_xla_report(client.api, client.api->slots[PJRT_CLIENT_DESTROY](&destroy),
+                        PAML_ERR_LOAD, "", &ignored);
         return code;
     }
     the_client = client;

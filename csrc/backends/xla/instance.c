@@ -63,24 +63,18 @@ allocate(struct paml_xla_instance *instance)
 /* The arrays of one folder of the bundle to the device. `lasts`: they may be used where
    they lie, for as long as the bundle is open. */
 static int
-upload(struct paml_xla_instance *instance, const char *folder,
-       const struct paml_xla_array *arrays, uint32_t count, bool lasts,
-       struct pjrt_buffer **buffers, struct paml_error *err)
+upload(struct paml_xla_instance *instance, const struct paml_xla_arrays *own,
+       const char *folder, const struct paml_xla_array *arrays, uint32_t count,
+       bool lasts, struct pjrt_buffer **buffers, struct paml_error *err)
 {
-    const unsigned char *data;
-    size_t size;
+    const struct paml_xla_bundle *bundle = &instance->program->bundle;
+    const void *data;
     int code;
 
     for (uint32_t i = 0; i < count; i++) {
-        code = paml_xla_bundle_member(&instance->program->bundle, folder, i, &data,
-                                      &size, err);
+        code = paml_xla_source_array(own, bundle, folder, i, &arrays[i], &data, err);
         if (code != PAML_OK) {
             return code;
-        }
-        if (size != paml_xla_array_bytes(&arrays[i], 0)) {
-            return paml_fail(err, PAML_ERR_LOAD,
-                             "the bundle is damaged: %s/%u has %zu bytes", folder,
-                             (unsigned)i, size);
         }
         code = paml_xla_buffer_new(&arrays[i], data, 0, lasts, instance->device,
                                    &instance->held, &buffers[i], err);
@@ -93,9 +87,11 @@ upload(struct paml_xla_instance *instance, const char *folder,
 
 /* Thread: worker. GIL: not held. Locks: none. */
 int
-paml_xla_instance_open(const struct paml_xla_program *program, DLDevice device,
+paml_xla_instance_open(const struct paml_xla_program *program,
+                       const struct paml_xla_source *source, DLDevice device,
                        struct paml_xla_instance **result, struct paml_error *err)
 {
+    const struct paml_xla_arrays none = {NULL, 0};
     const struct paml_xla_bundle *bundle = &program->bundle;
     struct paml_xla_instance *instance;
     struct pjrt_device *found;
@@ -110,17 +106,18 @@ paml_xla_instance_open(const struct paml_xla_program *program, DLDevice device,
         return paml_fail(err, PAML_ERR_MEMORY, "no memory for the instance");
     }
     instance->program = program;
+    instance->named = device;
     instance->device = found;
     if (allocate(instance) < 0) {
         code = paml_fail(err, PAML_ERR_MEMORY, "no memory for the instance");
     }
     if (code == PAML_OK) {
-        code = upload(instance, "weights", bundle->weights, bundle->n_weights, true,
-                      instance->weights, err);
+        code = upload(instance, source != NULL ? &source->weights : &none, "weights",
+                      bundle->weights, bundle->n_weights, true, instance->weights, err);
     }
     if (code == PAML_OK) {
-        code = upload(instance, "state", bundle->state, bundle->n_state, false,
-                      instance->state, err);
+        code = upload(instance, source != NULL ? &source->state : &none, "state",
+                      bundle->state, bundle->n_state, false, instance->state, err);
     }
     if (code != PAML_OK) {
         paml_xla_instance_close(instance);

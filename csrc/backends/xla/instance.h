@@ -6,7 +6,7 @@
 #define PAML_XLA_INSTANCE_H
 
 #include "buffers.h"
-#include "program.h"
+#include "source.h"
 
 /* How many runs an instance has in flight: below what PJRT takes for a device before it
    makes the caller wait (32). */
@@ -27,6 +27,7 @@ struct paml_xla_run {
 
 struct paml_xla_instance {
     const struct paml_xla_program *program;
+    DLDevice named; /* as the engine calls it */
     struct pjrt_device *device;
     struct pjrt_buffer **weights, **state; /* on the device */
     struct paml_xla_latch held;            /* what these were made from is let go of */
@@ -43,7 +44,9 @@ struct paml_xla_instance {
     struct pjrt_buffer **results;   /* new state, outputs */
 };
 
-int paml_xla_instance_open(const struct paml_xla_program *program, DLDevice device,
+/* `source`: may be NULL. */
+int paml_xla_instance_open(const struct paml_xla_program *program,
+                           const struct paml_xla_source *source, DLDevice device,
                            struct paml_xla_instance **instance, struct paml_error *err);
 void paml_xla_instance_close(struct paml_xla_instance *instance);
 

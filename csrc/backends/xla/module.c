@@ -4,9 +4,11 @@
 #include <Python.h>
 
 #include "client.h"
+#include "source.h"
 #include "xla_backend.h"
 
 #define OPTIONS_MOST 32
+#define SOURCE_CAPSULE "pyasyncml.backends.xla.source"
 
 /* One option of a client from (name, value). -1 with an error set. */
 static int
@@ -95,9 +97,131 @@ module_platform(PyObject *module, PyObject *ignored)
     return Py_BuildValue("(ssi)", client->platform, client->version, client->n_devices);
 }
 
+/* --- what models are made of --- */
+
+struct source {
+    struct paml_xla_source its; /* first: what the engine is given */
+    Py_buffer *views;           /* of the weights, then of the state */
+    struct paml_xla_bytes *bytes;
+    Py_ssize_t n_views;
+};
+
+static void
+source_free(struct source *source)
+{
+    struct paml_xla_program *program =
+        atomic_load_explicit(&source->its.program, memory_order_acquire);
+
+    for (Py_ssize_t i = 0; i < source->n_views; i++) {
+        PyBuffer_Release(&source->views[i]);
+    }
+    PyMem_Free(source->views);
+    PyMem_Free(source->bytes);
+    if (program != NULL) {
+        Py_BEGIN_ALLOW_THREADS paml_xla_program_unref(program);
+        Py_END_ALLOW_THREADS
+    }
+    PyMem_Free(source);
+}
+
+static void
+source_destructor(PyObject *capsule)
+{
+    source_free(PyCapsule_GetPointer(capsule, SOURCE_CAPSULE));
+}
+
+/* Borrows the arrays' memory. There is room for them. -1 with an error set. */
+static int
+borrow_arrays(struct source *source, PyObject *objects, struct paml_xla_arrays *arrays)
+{
+    if (objects == Py_None) {
+        return 0;
+    }
+    arrays->items = &source->bytes[source->n_views];
+    arrays->count = (uint32_t)PyTuple_GET_SIZE(objects);
+    for (uint32_t i = 0; i < arrays->count; i++) {
+        Py_buffer *view = &source->views[source->n_views];
+
+        if (PyObject_GetBuffer(PyTuple_GET_ITEM(objects, i), view, PyBUF_SIMPLE) < 0) {
+            return -1;
+        }
+        source->bytes[source->n_views++] =
+            (struct paml_xla_bytes){view->buf, (size_t)view->len};
+    }
+    return 0;
+}
+
+static Py_ssize_t
+count_arrays(PyObject *objects)
+{
+    return PyTuple_Check(objects) ? PyTuple_GET_SIZE(objects) : 0;
+}
+
+PyDoc_STRVAR(
+    source_doc,
+    "source(other, weights, state, /)\n--\n\n"
+    "A capsule, the options of a model to be: of the program of `other`, another\n"
+    "model's, once that is loaded (None: of the file), with these tuples of buffers\n"
+    "in place of the weights and the state that the bundle holds (None: with those).");
+
+static PyObject *
+module_source(PyObject *module, PyObject *args)
+{
+    PyObject *other, *weights, *state, *capsule;
+    struct paml_xla_program *program = NULL;
+    struct source *source;
+    size_t count;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "OOO", &other, &weights, &state)) {
+        return NULL;
+    }
+    if ((weights != Py_None && !PyTuple_Check(weights)) ||
+        (state != Py_None && !PyTuple_Check(state))) {
+        PyErr_SetString(PyExc_TypeError, "expected tuples of buffers, or None");
+        return NULL;
+    }
+    if (other != Py_None) {
+        struct source *of = PyCapsule_GetPointer(other, SOURCE_CAPSULE);
+
+        if (of == NULL) {
+            return NULL;
+        }
+        program = atomic_load_explicit(&of->its.program, memory_order_acquire);
+    }
+    source = PyMem_Calloc(1, sizeof(*source));
+    if (source == NULL) {
+        return PyErr_NoMemory();
+    }
+    if (program != NULL) {
+        paml_xla_program_ref(program);
+    }
+    atomic_init(&source->its.program, program);
+    count = (size_t)(count_arrays(weights) + count_arrays(state)) + 1; /* 0 is NULL's */
+    source->views = PyMem_Calloc(count, sizeof(*source->views));
+    source->bytes = PyMem_Calloc(count, sizeof(*source->bytes));
+    if (source->views == NULL || source->bytes == NULL) {
+        PyErr_NoMemory();
+        goto fail;
+    }
+    if (borrow_arrays(source, weights, &source->its.weights) < 0 ||
+        borrow_arrays(source, state, &source->its.state) < 0) {
+        goto fail;
+    }
+    capsule = PyCapsule_New(source, SOURCE_CAPSULE, source_destructor);
+    if (capsule != NULL) {
+        return capsule;
+    }
+
+fail:
+    source_free(source);
+    return NULL;
+}
+
 static PyMethodDef module_methods[] = {
     {"open", module_open, METH_VARARGS, open_doc},
     {"platform", module_platform, METH_NOARGS, platform_doc},
+    {"source", module_source, METH_VARARGS, source_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -36,6 +36,7 @@ enum pjrt_slot {
     PJRT_EVENT_DESTROY = 5,
     PJRT_EVENT_ON_READY = 9,
     PJRT_CLIENT_CREATE = 10,
+    PJRT_CLIENT_DESTROY = 11,
     PJRT_CLIENT_PLATFORM_NAME = 12,
     PJRT_CLIENT_PLATFORM_VERSION = 14,
     PJRT_CLIENT_ADDRESSABLE_DEVICES = 16,
@@ -172,6 +173,12 @@ struct pjrt_client_create {
     void *kv_get, *kv_get_argument, *kv_put, *kv_put_argument;
     struct pjrt_client *client; /* out */
     void *kv_try_get, *kv_try_get_argument;
+};
+
+struct pjrt_client_destroy {
+    size_t struct_size;
+    void *extensions;
+    struct pjrt_client *client;
 };
 
 struct pjrt_client_text { /* platform name, platform version */

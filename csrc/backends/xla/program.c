@@ -193,9 +193,10 @@ describe(struct paml_xla_program *program, struct paml_error *err)
 
 /* --- the program --- */
 
-static int
-check_fits(const struct paml_xla_program *program, const struct paml_load_spec *spec,
-           struct paml_error *err)
+/* Thread: worker. Locks: none. */
+int
+paml_xla_program_check(const struct paml_xla_program *program,
+                       const struct paml_load_spec *spec, struct paml_error *err)
 {
     const struct paml_xla_bundle *bundle = &program->bundle;
 
@@ -234,9 +235,10 @@ paml_xla_program_load(const struct paml_load_spec *spec,
     if (program == NULL) {
         return paml_fail(err, PAML_ERR_MEMORY, "no memory for the program");
     }
+    atomic_init(&program->refs, 1);
     code = paml_xla_bundle_open(&program->bundle, spec->path, err);
     if (code == PAML_OK) {
-        code = check_fits(program, spec, err);
+        code = paml_xla_program_check(program, spec, err);
     }
     if (code == PAML_OK) {
         code = describe(program, err);
@@ -250,16 +252,32 @@ paml_xla_program_load(const struct paml_load_spec *spec,
         code = compile(program, i, err);
     }
     if (code != PAML_OK) {
-        paml_xla_program_unload(program);
+        paml_xla_program_unref(program);
         return code;
     }
     *result = program;
     return PAML_OK;
 }
 
+/* Thread: any. Locks: none. */
 void
-paml_xla_program_unload(struct paml_xla_program *program)
+paml_xla_program_ref(struct paml_xla_program *program)
 {
+    atomic_fetch_add_explicit(&program->refs, 1, memory_order_relaxed);
+}
+
+/* Thread: any. GIL: not held. Locks: none. */
+void
+paml_xla_program_unref(struct paml_xla_program *program)
+{
+    struct paml_error ignored;
+
+    /* acq_rel: what other holders did happens before the end. A forked child's copy is
+       left alone: the plugin's threads aren't there. */
+    if (atomic_fetch_sub_explicit(&program->refs, 1, memory_order_acq_rel) != 1 ||
+        paml_xla_usable(&ignored) != PAML_OK) {
+        return;
+    }
     for (uint32_t i = 0; i < program->n_executables; i++) {
         PJRT_ARGS(executable_destroy, destroy);
         destroy.executable = program->executables[i];

@@ -9,6 +9,7 @@
 
 #include "bind.h"
 #include "instance.h"
+#include "probe.h"
 
 /* The first of the rows that are left. */
 static struct paml_xla_part
@@ -332,6 +333,22 @@ begin_run(struct paml_xla_instance *instance, struct paml_xla_run *run,
     return PAML_OK;
 }
 
+/* A device that can still do anything has had a failure of the program's; one that
+   can't will never again. Nothing is pending on the run's latch. */
+static int
+judge_failure(const struct paml_xla_instance *instance, struct paml_xla_run *run,
+              struct paml_error *err)
+{
+    struct paml_error why = *err;
+
+    if (err->code != PAML_ERR_BACKEND ||
+        paml_xla_device_works(instance->device, &run->latch)) {
+        return err->code;
+    }
+    return paml_fail(err, PAML_ERR_DEVICE, "device xla:%d was lost: %.900s",
+                     (int)instance->named.device_id, why.message);
+}
+
 /* Waits for the run, also for one that went wrong: the plugin reads the inputs and
    writes the outputs until then. */
 static int
@@ -353,8 +370,9 @@ end_run(struct paml_xla_instance *instance, struct paml_xla_run *run,
     }
     if (code != PAML_OK) {
         release_outputs(bundle, run);
+        return judge_failure(instance, run, err);
     }
-    return code;
+    return PAML_OK;
 }
 
 static int
@@ -384,8 +402,9 @@ read_state(struct paml_xla_instance *instance, struct paml_xla_run *run,
     }
     if (code != PAML_OK) {
         release_outputs(bundle, run);
+        return judge_failure(instance, run, err);
     }
-    return code;
+    return PAML_OK;
 }
 
 /* Thread: worker. GIL: not held. Locks: the latch's. */
