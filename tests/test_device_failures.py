@@ -214,6 +214,34 @@ def test_a_device_that_is_lost_takes_only_the_batches_in_flight_along(accelerato
     asyncio.run(main())
 
 
+def test_a_session_outlives_the_device_that_served_it(accelerators):
+    class Adder(torch.nn.Module):
+        def forward(self, x, total):
+            return total + x, total + x
+
+    example = (torch.zeros(2, 1), torch.zeros(2, 1))
+    one = torch.ones(1, 1)
+
+    async def main():
+        async with ml.load(Adder(), inputs=example, device=BOTH) as model:
+            session = model.session(total=np.zeros((1, 1), np.float32))
+            total = 0
+            for _ in range(20):
+                total += 1
+                assert (await session.infer(one)).item() == total
+            accelerators[0].lose("fell off the bus")
+            while not model.health().lost:
+                await asyncio.gather(
+                    model.infer(one, one), model.infer(one, one), return_exceptions=True
+                )
+            for _ in range(5):
+                total += 1
+                assert (await session.infer(one)).item() == total
+            session.close()
+
+    asyncio.run(main())
+
+
 # --- the end of the process ---
 
 
