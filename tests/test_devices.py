@@ -219,6 +219,25 @@ def test_a_device_that_serves_another_s_input_keeps_the_order_and_stops_nobody_t
     asyncio.run(main())
 
 
+def test_a_torchscript_archive_answers_on_the_input_s_device_whichever_served_it(
+    accelerators, tmp_path
+):
+    module, path = net(), tmp_path / "net.pt"
+    torch.jit.script(module).save(path)
+    inputs = [torch.from_numpy(rows(2, i)) for i in range(12)]
+
+    async def main():
+        async with ml.load(path, device=["cpu", *BOTH]) as model:
+            while not all(instance.runs for instance in model.stats().instances):
+                there = [x.to(BOTH[i % 2]) for i, x in enumerate(inputs)]
+                given = await asyncio.gather(*map(model.infer, there))
+                for x, y in zip(there, given, strict=True):
+                    assert y.device == x.device
+                    close(y.cpu(), on_cpu(module, x))
+
+    asyncio.run(main())
+
+
 def test_requests_on_a_device_run_alone_beside_batches_of_the_host_s(accelerators):
     module = net()
 
