@@ -15,6 +15,7 @@ there, and has no other wait behind c10's interface.
 from __future__ import annotations
 
 import asyncio
+import copy
 import dataclasses
 import json
 import sys
@@ -67,15 +68,12 @@ def worker_seconds() -> float:
 
 
 class Bench:
-    """The devices, the models on them, and what can be asked."""
+    """Models on devices, one or two, and what can be asked of them."""
 
-    def __init__(self, accelerator: Any) -> None:
-        import torch
-
-        self.accelerator = accelerator
-        self.devices = accelerator.devices(2)
-        self.module = torch.nn.Sequential(torch.nn.Tanh())
-        self.x = torch.zeros(SHAPE)
+    def __init__(self, names: list[str], module: Any, x: Any) -> None:
+        self.names = names
+        self.module = module
+        self.x = x
 
     async def open(self) -> None:
         import pyasyncml
@@ -84,7 +82,7 @@ class Bench:
             await pyasyncml.load(
                 self.module,
                 inputs=(self.x,),
-                device=[device.name for device in self.devices[:count]],
+                device=self.names[:count],
                 instances=instances,
             )
             for count, instances in ((1, 1), (2, 1), (1, 2))
@@ -94,9 +92,8 @@ class Bench:
         for model in self.models:
             await model.close()
 
-    def pace(self, *, copies: float = 0) -> None:
-        for device in self.devices:
-            device.slow(kernel=KERNEL, to_device=copies, to_host=copies)
+    def pace(self) -> None:
+        """Before what is measured."""
 
     def contender(self, count: int) -> Contender:
         return Contender("native", self.models[count - 1].infer, nothing_to_close)
@@ -119,13 +116,15 @@ class Bench:
     def _by_hand(self, wait: Callable[[Any], None], seconds: float) -> Run:
         import torch
 
-        device = self.devices[0].name
-        source, target = self.x.pin_memory(), self.x.pin_memory()
+        device = self.names[0]
+        module = copy.deepcopy(self.module).to(device)
+        source, target = self.x.pin_memory(), module(self.x.to(device)).cpu()
         stream, event = torch.Stream(device), torch.Event(device)
+        target = target.detach().pin_memory()
         requests, cpu, begin = 0, time.thread_time(), time.monotonic()
         with torch.inference_mode(), stream:
             while not requests or time.monotonic() < begin + seconds:
-                y = self.module(source.to(device, non_blocking=True))
+                y = module(source.to(device, non_blocking=True))
                 target.copy_(y, non_blocking=True)
                 event.record(stream)
                 wait(event)
@@ -139,18 +138,22 @@ class Bench:
             lag=None,
         )
 
+    async def spans(self, instances: int, seconds: float) -> Timeline:
+        """What one device did in that time, with requests waiting all the time."""
+        raise NotImplementedError
+
+    async def watched(self, instances: int, seconds: float) -> None:
+        model = self.contender(1 if instances == 1 else 3)
+        await closed(model, self.x, IN_FLIGHT, seconds)
+
     async def timeline(self, instances: int, seconds: float) -> Timeline:
-        """Of one device, with requests waiting all the time; from the middle."""
-        self.pace(copies=COPY)
-        with self.accelerator.timeline() as spans:
-            model = self.contender(1 if instances == 1 else 3)
-            await closed(model, self.x, IN_FLIGHT, 3 * seconds)
-        begin = spans[0].begin + seconds
-        kinds = self.accelerator.KINDS
+        """From the middle."""
+        spans = await self.spans(instances, 3 * seconds)
+        since = min(begin for _, begin, _ in spans) + seconds
         return [
-            (kinds[span.kind], span.begin - begin, span.end - begin)
-            for span in spans
-            if begin <= span.begin and span.end <= begin + seconds
+            (kind, begin - since, end - since)
+            for kind, begin, end in spans
+            if since <= begin and end <= since + seconds
         ]
 
     async def answer(self, what: str, seconds: float) -> Any:
@@ -165,6 +168,28 @@ class Bench:
         return dataclasses.asdict(run)
 
 
+class Simulated(Bench):
+    def __init__(self, accelerator: Any) -> None:
+        import torch
+
+        self.accelerator = accelerator
+        self.devices = accelerator.devices(2)
+        names = [device.name for device in self.devices]
+        module = torch.nn.Sequential(torch.nn.Tanh())
+        super().__init__(names, module, torch.zeros(SHAPE))
+
+    def pace(self, *, copies: float = 0) -> None:
+        for device in self.devices:
+            device.slow(kernel=KERNEL, to_device=copies, to_host=copies)
+
+    async def spans(self, instances: int, seconds: float) -> Timeline:
+        self.pace(copies=COPY)
+        with self.accelerator.timeline() as spans:
+            await self.watched(instances, seconds)
+        kinds = self.accelerator.KINDS
+        return [(kinds[span.kind], span.begin, span.end) for span in spans]
+
+
 def block(event: Any) -> None:
     event.synchronize()
 
@@ -174,11 +199,8 @@ def spin(event: Any) -> None:
         pass
 
 
-async def main() -> None:
-    sys.path.insert(0, str(TESTS))
-    import accelerator  # type: ignore[import-not-found]
-
-    bench = Bench(accelerator)
+async def serve(bench: Bench) -> None:
+    """Answers what stdin asks."""
     await bench.open()
     for what in ("1", "2", *WAITS):
         await bench.answer(what, 0.02)
@@ -186,6 +208,13 @@ async def main() -> None:
         what, seconds = line.split()
         print(json.dumps(await bench.answer(what, float(seconds))), flush=True)
     await bench.close()
+
+
+async def main() -> None:
+    sys.path.insert(0, str(TESTS))
+    import accelerator  # type: ignore[import-not-found]
+
+    await serve(Simulated(accelerator))
 
 
 if __name__ == "__main__":

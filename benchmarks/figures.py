@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from . import (
     devices,
     filetypes,
+    gpus,
     graph,
     keras_digits,
     overload,
@@ -144,8 +145,12 @@ class _Reader:
     def workloads(self) -> list[str]:
         return list(dict.fromkeys(cell.workload for cell in self._results.cells))
 
-    def has(self, workload: str) -> bool:
-        return any(cell.workload == workload for cell in self._results.cells)
+    def has(self, workload: str, instances: int = 1) -> bool:
+        """Whether it was measured, with that many instances or more."""
+        return any(
+            cell.workload == workload and cell.instances >= instances
+            for cell in self._results.cells
+        )
 
 
 def figures(results: Results) -> list[Figure]:
@@ -190,6 +195,8 @@ def figures(results: Results) -> list[Figure]:
             _xla(reader, workload, instances)
     if reader.has(devices.FED):
         _devices(reader)
+    if reader.has(gpus.FED):
+        _gpus(reader)
     return reader.figures
 
 
@@ -508,12 +515,37 @@ def _devices(reader: _Reader) -> None:
     reader.add(text, _divided(two, one), AT_LEAST, 1.8)
     text = f"{devices.FED}, requests per second: one device / 1,000"
     reader.add(text, [rate / 1000 for rate in one])
+    _waiting(reader, devices.WAITING)
+
+
+def _waiting(reader: _Reader, workload: str) -> None:
     cpu = {
-        name: reader.rounds(cpu_per_request, name, devices.WAITING, 1, mode="alone")
+        name: reader.rounds(cpu_per_request, name, workload, 1, mode="alone")
         for name in devices.WAITS
     }
     for name, values in cpu.items():
-        reader.add(f"{devices.WAITING}, a worker's CPU: {name}", values, unit="µs")
+        reader.add(f"{workload}, a worker's CPU: {name}", values, unit="µs")
     for peer in ("blocking", "spinning"):
-        text = f"{devices.WAITING}, a worker's CPU: native / {peer}"
+        text = f"{workload}, a worker's CPU: native / {peer}"
         reader.add(text, _divided(cpu["native"], cpu[peer]))
+
+
+def _gpus(reader: _Reader) -> None:
+    def fed(count: int) -> list[float]:
+        return reader.rounds(throughput, "native", gpus.FED, devices.IN_FLIGHT, count)
+
+    def steps(name: str, count: int) -> list[float]:
+        return reader.rounds(
+            throughput, name, gpus.TRAINING, train.BATCH, count, mode="train"
+        )
+
+    text = f"{gpus.FED}, requests per second: one GPU / 1,000"
+    reader.add(text, [rate / 1000 for rate in fed(1)])
+    text = f"{gpus.TRAINING}, steps per second: native / eager"
+    reader.add(text, _divided(steps("native", 1), steps("eager", 1)))
+    if reader.has(gpus.FED, 2):
+        text = f"{gpus.FED}, requests per second: two GPUs / one"
+        reader.add(text, _divided(fed(2), fed(1)), AT_LEAST, 1.8)
+        text = f"{gpus.TRAINING}, steps per second: two GPUs / one"
+        reader.add(text, _divided(steps("native", 2), steps("native", 1)))
+    _waiting(reader, gpus.WAITING)

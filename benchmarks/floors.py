@@ -84,10 +84,10 @@ def alone(spin: bool) -> Peer:
 
 
 class Devices(Peer):
-    """Simulated devices: see devices.py."""
+    """Simulated devices, or GPUs: see devices.py and gpus.py."""
 
-    def __init__(self) -> None:
-        super().__init__([sys.executable, "-m", "benchmarks.devices"])
+    def __init__(self, module: str) -> None:
+        super().__init__([sys.executable, "-m", f"benchmarks.{module}"])
 
     def timeline(self, instances: int, seconds: float) -> devices.Timeline:
         answer = self.answer(f"timeline{instances} {seconds}")

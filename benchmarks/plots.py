@@ -47,7 +47,7 @@ def plot(results: Results, path: Path) -> None:
     pyplot.close(figure)
 
 
-def plot_timelines(timelines: Mapping[str, Timeline], path: Path) -> None:
+def plot_timelines(what: str, timelines: Mapping[str, Timeline], path: Path) -> None:
     """Writes a PNG: what a device's copy engines and its kernels did, side by side."""
     import matplotlib
 
@@ -74,7 +74,7 @@ def plot_timelines(timelines: Mapping[str, Timeline], path: Path) -> None:
             )
         axes.set(yticks=range(len(lanes)), yticklabels=lanes, title=title)
     grid[-1][0].set(xlabel="ms")
-    figure.suptitle("a simulated device with requests waiting all the time")
+    figure.suptitle(f"{what} with requests waiting all the time")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 

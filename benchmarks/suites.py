@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from . import (
     echo,
     filetypes,
     floors,
+    gpus,
     graph,
     keras_digits,
     load,
@@ -492,23 +493,54 @@ async def xla_suite(results: Results, plan: Plan) -> None:
 async def devices_suite(results: Results, plan: Plan) -> None:
     if missing := devices.missing():
         say(f"devices: skipped, for want of {', '.join(missing)}")
+    else:
+        say("simulated devices")
+        with floors.Devices("devices") as peer:
+            _feed(results, plan, peer, 2, (devices.FED, devices.WAITING))
+            _overlap(results, plan, peer, "a simulated device", "devices.png")
+    if reason := gpus.missing():
+        say(f"GPUs: skipped, {reason}")
         return
-    say("simulated devices")
-    with floors.Devices() as peer:
-        for _ in range(plan.rounds):
-            for count in (1, 2):
-                run = peer.ask(f"{count} {plan.seconds}")
-                cell = Cell(devices.FED, count, "closed", devices.IN_FLIGHT, "native")
-                results.add(cell, run)
-            for name in devices.WAITS:
-                run = peer.ask(f"{name} {plan.seconds}")
-                results.add(Cell(devices.WAITING, 1, "alone", 1, name), run)
-        timelines = {}
-        for instances in (1, 2):
-            timeline = peer.timeline(instances, 0.02)
-            share = devices.under_kernels(timeline)
-            text = f"{instances} instance" + ("s" if instances > 1 else "")
-            timelines[f"{text}: {share:.0%} of the copies beside a kernel"] = timeline
-    results.settings["one device"] = "; ".join(timelines)
+    say("GPUs")
+    count = gpus.count()
+    with floors.Devices("gpus") as peer:
+        _feed(results, plan, peer, count, (gpus.FED, gpus.WAITING))
+        _train(results, plan, peer, count)
+        _overlap(results, plan, peer, "a GPU", "gpus.png")
+
+
+def _feed(
+    results: Results, plan: Plan, peer: floors.Devices, count: int, names: Sequence[str]
+) -> None:
+    fed, waiting = names
+    for _ in range(plan.rounds):
+        for several in range(1, count + 1):
+            run = peer.ask(f"{several} {plan.seconds}")
+            cell = Cell(fed, several, "closed", devices.IN_FLIGHT, "native")
+            results.add(cell, run)
+        for name in devices.WAITS:
+            run = peer.ask(f"{name} {plan.seconds}")
+            results.add(Cell(waiting, 1, "alone", 1, name), run)
+
+
+def _train(results: Results, plan: Plan, peer: floors.Devices, count: int) -> None:
+    jobs = [("native", several) for several in range(1, count + 1)]
+    for _ in range(plan.rounds):
+        for name, several in (("eager", 1), *jobs):
+            run = peer.ask(f"train-{name}{several} {plan.seconds}")
+            cell = Cell(gpus.TRAINING, several, "train", train.BATCH, name)
+            results.add(cell, run)
+
+
+def _overlap(
+    results: Results, plan: Plan, peer: floors.Devices, what: str, plot: str
+) -> None:
+    timelines = {}
+    for instances in (1, 2):
+        timeline = peer.timeline(instances, 0.02)
+        share = devices.under_kernels(timeline)
+        text = f"{instances} instance" + ("s" if instances > 1 else "")
+        timelines[f"{text}: {share:.0%} of the copies beside a kernel"] = timeline
+    results.settings[what] = "; ".join(timelines)
     if plan.plots is not None:
-        plots.plot_timelines(timelines, plan.plots / "devices.png")
+        plots.plot_timelines(what, timelines, plan.plots / plot)

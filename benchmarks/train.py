@@ -100,13 +100,14 @@ def nets() -> list[Net]:
 class Job:
     """A net with its data and an optimizer of its own."""
 
-    def __init__(self, net: Net, how: str) -> None:
+    def __init__(self, net: Net, how: str, device: str = "cpu") -> None:
         import torch
 
         generator = torch.Generator().manual_seed(0)
         self.x = torch.randn(ROWS, *net.shape, generator=generator)
         self.y = torch.randint(10, (ROWS,), generator=generator)
-        self.module = copy.deepcopy(net.module)
+        self.device = device
+        self.module = copy.deepcopy(net.module).to(device)
         self.optimizer = net.optimizer(self.module.parameters(), **_HOW[how])
 
     def eager(self, go_on: Callable[[int], bool]) -> int:
@@ -120,8 +121,11 @@ class Job:
             for rows in torch.randperm(ROWS).split(BATCH):
                 if not go_on(steps):
                     return steps
+                x, y = self.x[rows], self.y[rows]
+                if self.device != "cpu":
+                    x, y = x.to(self.device), y.to(self.device)
                 self.optimizer.zero_grad()
-                cross_entropy(self.module(self.x[rows]), self.y[rows]).backward()
+                cross_entropy(self.module(x), y).backward()
                 self.optimizer.step()
                 steps += 1
 
@@ -129,8 +133,8 @@ class Job:
 class Eager:
     """PyTorch's loop, on the loop's thread."""
 
-    def __init__(self, net: Net, how: str) -> None:
-        self._job = Job(net, how)
+    def __init__(self, net: Net, how: str, device: str = "cpu") -> None:
+        self._job = Job(net, how, device)
 
     async def run(self, seconds: float) -> Run:
         cpu, begin = time.process_time(), time.monotonic()
@@ -146,7 +150,9 @@ class Eager:
 class Native:
     """`trainer.fit` over the same arrays."""
 
-    def __init__(self, net: Net, how: str) -> None:
+    def __init__(
+        self, net: Net, how: str, device: str | list[str] | None = None
+    ) -> None:
         import torch
 
         from pyasyncml import Trainer
@@ -156,6 +162,7 @@ class Native:
             job.module,
             loss=torch.nn.CrossEntropyLoss(),
             optimizer=job.optimizer,
+            device=device,
             seed=0,
         )
         self._epoch_s = 0.0

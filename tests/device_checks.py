@@ -46,6 +46,12 @@ def close(a, b):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+async def until(what):
+    """Lets the loop run until it is so."""
+    while not what():
+        await asyncio.sleep(0)
+
+
 def all_devices_give_what_the_cpu_gives(names):
     module = net()
     inputs = [rows(1 + i % 3, i) for i in range(24)]

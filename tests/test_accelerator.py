@@ -234,3 +234,16 @@ def test_random_numbers_shapes_that_depend_on_values_and_outputs_that_grow():
     again.append(torch.randperm(9, device=ZERO))
     assert [tensor.tolist() for tensor in drawn] == [read(tensor) for tensor in again]
     assert read(x.view(2, 3).t().contiguous().flatten()) == [0, 3, 1, 4, 2, 5]
+
+
+@pytest.mark.parametrize("loss", ["mse_loss", "smooth_l1_loss", "l1_loss"])
+def test_losses_whose_kernels_resize_their_out_for_a_while(loss):
+    function = getattr(torch.nn.functional, loss)
+    drawn = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    found = []
+    for where in ("cpu", ZERO):
+        x = drawn.detach().to(where).requires_grad_()
+        value = function(x, torch.ones(5, 3, device=where))
+        value.backward()
+        found.append((value.item(), x.grad.cpu()))
+    torch.testing.assert_close(found[0], found[1])

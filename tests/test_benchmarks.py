@@ -20,6 +20,7 @@ from benchmarks import (
     devices,
     echo,
     filetypes,
+    gpus,
     keras_digits,
     load,
     minilm,
@@ -43,6 +44,7 @@ from benchmarks.contenders import (
     starters,
 )
 from benchmarks.figures import figures
+from benchmarks.load import Run
 from benchmarks.quantiles import quantile
 from benchmarks.results import Cell, Results
 from benchmarks.suites import Plan, Stage
@@ -334,6 +336,48 @@ def test_the_devices_suite_feeds_one_and_two_and_compares_ways_to_wait(
     assert all(run.requests > 0 for (run,) in results.cells.values())
     for figure in figures(results):
         assert figure.text in text
+
+
+@pytest.mark.torch
+@pytest.mark.accelerator
+def test_what_the_devices_suite_does_on_gpus_runs_on_other_devices() -> None:
+    import accelerator
+
+    names = [device.name for device in accelerator.devices()]
+
+    async def main() -> None:
+        bench = gpus.Gpus(names, size=8, trained=10)
+        await bench.open()
+        asked = ("1", "2", *devices.WAITS, "train-native1", "train-native2")
+        for what in (*asked, "train-eager1"):
+            run = await bench.answer(what, 0.01)
+            assert run["requests"] > 0, what
+        await bench.close()
+
+    asyncio.run(main())
+
+
+def test_gpus_that_are_not_there_are_said_to_be_missing() -> None:
+    torch = pytest.importorskip("torch")
+    found = torch.cuda.is_available()
+    assert (gpus.missing() == "") is found
+    assert found or gpus.missing() == "torch sees no CUDA device here"
+
+
+def test_figures_of_gpus_compare_two_with_one_where_there_are_two() -> None:
+    run = Run(10, 1.0, 1.0, None, None, lag=None)
+    for count in (1, 2):
+        results = Results({}, {})
+        for several in range(1, count + 1):
+            cell = Cell(gpus.FED, several, "closed", devices.IN_FLIGHT, "native")
+            results.add(cell, run)
+            cell = Cell(gpus.TRAINING, several, "train", train.BATCH, "native")
+            results.add(cell, run)
+        results.add(Cell(gpus.TRAINING, 1, "train", train.BATCH, "eager"), run)
+        for name in devices.WAITS:
+            results.add(Cell(gpus.WAITING, 1, "alone", 1, name), run)
+        found = [figure for figure in figures(results) if "two GPUs" in figure.text]
+        assert len(found) == (2 if count == 2 else 0)
 
 
 def test_copies_beside_kernels_are_counted_by_time() -> None:

@@ -17,6 +17,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/enum_tag.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/from_blob.h>
 #include <c10/core/DeviceGuard.h>
@@ -96,6 +97,33 @@ map_tensors(const c10::IValue &value, const F &f)
         return mapped;
     }
     return value;
+}
+
+/* The places of the out= arguments among those of a call. */
+std::vector<size_t>
+places_of_out(const c10::FunctionSchema &schema, const Stack &arguments)
+{
+    std::vector<size_t> places;
+    for (size_t i = 0; i < arguments.size(); i++) {
+        if (schema.arguments()[i].is_out() && arguments[i].isTensor() &&
+            arguments[i].toTensor().defined()) {
+            places.push_back(i);
+        }
+    }
+    return places;
+}
+
+/* A kernel may resize what is given as out=, even if only for a while (mse_loss), and a
+   view of the device's memory has one size: it gets tensors of its own to write to. */
+Tensors
+fresh_out(Stack &arguments, const std::vector<size_t> &places)
+{
+    Tensors fresh;
+    for (size_t place : places) {
+        fresh.push_back(at::empty({0}, arguments[place].toTensor().options()));
+        arguments[place] = fresh.back();
+    }
+    return fresh;
 }
 
 bool
@@ -285,6 +313,7 @@ try_on_zeros(const Call &call)
             return zeros;
         }));
     }
+    fresh_out(stack, places_of_out(call.op.schema(), stack));
     /* What is drawn from where no generator is given. */
     at::Generator numbers = at::detail::getDefaultCPUGenerator();
     at::Tensor state;
@@ -495,7 +524,12 @@ launch(const c10::OperatorHandle &op, Stack *stack)
             check_read(device, tensor);
         }
         Stack values = host;
+        const std::vector<size_t> out = places_of_out(op.schema(), values);
+        const Tensors fresh = fresh_out(values, out);
         really_run(op, values);
+        for (size_t i = 0; i < out.size(); i++) {
+            host[out[i]].toTensor().copy_(fresh[i]);
+        }
         size_t at = 0;
         for (size_t i = 0; i < returned.size(); i++) {
             if (returned[i] < 0) {

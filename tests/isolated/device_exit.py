@@ -1,6 +1,7 @@
-"""Ends while a device doesn't. A signal makes it go on."""
+"""Ends ("leave"), or waits ("await"), while a device is shut. A signal opens it."""
 
 import asyncio
+import atexit
 import signal
 import sys
 from pathlib import Path
@@ -15,17 +16,19 @@ import pyasyncml as ml
 device = devices()[0]
 
 
-async def main():
+async def main(what):
     model = await ml.load(
         torch.nn.Linear(4, 4), inputs=(torch.zeros(2, 4),), device=device.name
     )
     device.close(0xFFFF)
-    for _ in range(4):
-        model.infer(torch.zeros(2, 4))
+    futures = [model.infer(torch.zeros(2, 4)) for _ in range(4)]
     while not model.stats().running:
         await asyncio.sleep(0)
+    if what == "await":
+        print("awaiting", flush=True)
+        await asyncio.gather(*futures)
 
 
+atexit.register(print, "exiting", flush=True)  # called before the wait for the workers
 signal.signal(signal.SIGUSR1, lambda *_: device.open())
-asyncio.run(main())
-print("exiting", flush=True)
+asyncio.run(main(*sys.argv[1:]))
