@@ -39,7 +39,8 @@ def steps_over(model, *arrays, order=None, table=None, batch=1, epochs=1, **opti
 
 
 def numbers(steps):
-    return [value for (value,) in steps.values(0, steps.done)]
+    (losses,) = steps.values(0, steps.done)
+    return losses
 
 
 def test_rows_come_in_the_order_given_epoch_by_epoch():

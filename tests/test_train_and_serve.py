@@ -350,8 +350,14 @@ def test_no_step_is_lost_or_doubled_whenever_it_is_stopped(tmp_path):
                 until = draw.randrange(1, 25)
                 async for progress in run:
                     if draw.random() < 0.3:
-                        run.pause()
+                        still = run.pause()
+                        if draw.random() < 0.5:
+                            await still
+                            steps = len(run.losses)
+                        else:
+                            steps = None
                         await trainer.save(path)
+                        assert steps in (None, len(run.losses))
                         run.resume()
                     if progress.step >= until:
                         break

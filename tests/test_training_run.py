@@ -167,6 +167,37 @@ def test_reports_merge_and_the_last_one_always_comes():
     run(main)
 
 
+def test_what_steps_give_is_taken_over_as_they_end_also_where_nobody_reads():
+    async def main():
+        trainer, model = await echo_trainer()
+        async with trainer:
+            model.hold()
+            fit = trainer.fit((np.arange(9.0),), batch_size=1, shuffle=False)
+            model.release(1)
+            await model.begun(2)
+            for _ in range(1000):
+                if fit.losses:
+                    break
+                await asyncio.sleep(0.01)
+            seen = list(fit.losses)
+            model.release()
+            assert seen == [0.0]
+            assert (await fit).losses == [*range(9)]
+
+    run(main)
+
+
+def test_thousands_of_epochs_of_a_step_each_are_told_apart():
+    async def main():
+        trainer, _ = await echo_trainer()
+        async with trainer:
+            history = await trainer.fit((np.arange(1.0),), epochs=2500)
+            assert [epoch.epoch for epoch in history.epochs] == [*range(2500)]
+            assert {epoch.steps for epoch in history.epochs} == {1}
+
+    run(main)
+
+
 def test_a_failure_is_raised_by_the_run_and_by_its_iteration():
     async def main():
         trainer, model = await echo_trainer()
@@ -299,6 +330,8 @@ def test_no_step_is_lost_or_doubled_by_cancelling_and_restoring(tmp_path, arrays
                     await fit
                 done += fit._losses
                 await trainer.save(path)
+                if not trainer._position.interrupted:  # it was the last step
+                    return done
 
     async def main():
         expected = await whole()

@@ -27,9 +27,12 @@ paml_now_ns(void)
 
    For work without an end, training: where more threads want to run than there are
    processors, one that computes all the time keeps its processor for a whole slice of
-   the scheduler's, 3 to 4 ms, and so late is a loop that shares it. A yield leaves the
-   shares to the scheduler and only ends the slice. A nice value instead was measured to
-   leave the lag, longer slices as well, and SCHED_IDLE to starve the training. */
+   the scheduler's, 3 to 4 ms, and so late is a loop that shares it. A yield ends
+   the slice; Linux 6.18 also counts all of it as used, so that training comes after
+   whoever else computes there (measured: a tenth of the share of one such thread, where
+   a slice of 0.1 ms by sched_setattr gives it 0.6, and the loop waits of 0.5 ms). A
+   nice value instead was measured to leave the lag, longer slices as well, and
+   SCHED_IDLE to starve the training. */
 static inline int64_t
 paml_make_way(int64_t *last_ns, int64_t now_ns)
 {

@@ -421,16 +421,36 @@ Steps_watch(StepsObj *self, PyObject *args)
     return (PyObject *)future;
 }
 
+/* One of the values of the steps [first, last). */
+static PyObject *
+values_column(const struct paml_steps *steps, uint32_t column, int64_t first,
+              int64_t last)
+{
+    PyObject *list = PyList_New(last - first);
+
+    for (int64_t i = first; list != NULL && i < last; i++) {
+        PyObject *value =
+            PyFloat_FromDouble(steps->values[i * steps->n_values + column]);
+        if (value == NULL) {
+            Py_CLEAR(list);
+            break;
+        }
+        PyList_SET_ITEM(list, i - first, value);
+    }
+    return list;
+}
+
 PyDoc_STRVAR(Steps_values_doc,
              "values($self, first, last, /)\n--\n\n"
-             "What the steps [first, last) gave: a list of tuples of floats.");
+             "What the steps [first, last) gave: for each of the values a list of\n"
+             "floats, one a step.");
 
 static PyObject *
 Steps_values(StepsObj *self, PyObject *args)
 {
     const struct paml_steps *steps = &self->steps;
     long long first, last, done;
-    PyObject *list;
+    PyObject *columns;
 
     if (!PyArg_ParseTuple(args, "LL:values", &first, &last) || steps_check(self) < 0) {
         return NULL;
@@ -440,25 +460,16 @@ Steps_values(StepsObj *self, PyObject *args)
         PyErr_Format(PyExc_IndexError, "expected 0 <= first <= last <= %lld", done);
         return NULL;
     }
-    list = PyList_New(last - first);
-    for (long long i = first; list != NULL && i < last; i++) {
-        PyObject *row = PyTuple_New(steps->n_values);
-        for (uint32_t j = 0; row != NULL && j < steps->n_values; j++) {
-            PyObject *value =
-                PyFloat_FromDouble(steps->values[i * steps->n_values + j]);
-            if (value == NULL) {
-                Py_CLEAR(row);
-                break;
-            }
-            PyTuple_SET_ITEM(row, j, value);
-        }
-        if (row == NULL) {
-            Py_CLEAR(list);
+    columns = PyList_New(steps->n_values);
+    for (uint32_t i = 0; columns != NULL && i < steps->n_values; i++) {
+        PyObject *column = values_column(steps, i, first, last);
+        if (column == NULL) {
+            Py_CLEAR(columns);
             break;
         }
-        PyList_SET_ITEM(list, i - first, row);
+        PyList_SET_ITEM(columns, i, column);
     }
-    return list;
+    return columns;
 }
 
 static PyObject *

@@ -27,6 +27,9 @@ Order = np.ndarray[Any, np.dtype[np.int64]]
 _ROWS_AHEAD = 1 << 18
 #: Steps whose values are kept natively at a time.
 _STEPS_AHEAD = 1 << 18
+#: Epochs that run without Python, at most, and whose ends are seen to in one go after.
+_EPOCHS_AHEAD = 1024
+_ENDS_AT_ONCE = 64
 
 
 class Drive:
@@ -85,7 +88,8 @@ class Drive:
             or self._program.epoch_metric()
         ):
             epochs = max(1, min(_ROWS_AHEAD // source.rows, _STEPS_AHEAD // per_epoch))
-            epochs = min(epochs, position.begin + position.epochs - began)
+            left = position.begin + position.epochs - began
+            epochs = min(epochs, _EPOCHS_AHEAD, left)
         order = await call(self._order, source.rows, epochs)
         epoch_from = len(run.losses)
         while (epoch := position.epoch - began) < epochs:
@@ -95,6 +99,8 @@ class Drive:
             last = epoch_from + per_epoch - (first if epoch == 0 else 0)
             await self._end_epoch(began + epoch - position.begin, epoch_from, last)
             epoch_from = last
+            if (epoch + 1) % _ENDS_AT_ONCE == 0:
+                await asyncio.sleep(0)
 
     def _last_apart(self, source: _data.Arrays) -> int:
         """How many rows the last batch has, if it is too small for the others' graph;
@@ -186,7 +192,7 @@ class Drive:
         )
         position.epoch += 1
         position.step = 0
-        run.record([values])
+        run.record([[value] for value in values])
         run.report(position.epoch - 1 - position.begin)
         if cancelled is not None:
             raise cancelled
@@ -299,7 +305,8 @@ class Drive:
     def _record(self, ahead: Prefetch) -> None:
         """The step that ended first."""
         row = ahead.pop().result()
-        self._run.record([numbers(row, len(self._program.values))])
+        values = numbers(row, len(self._program.values))
+        self._run.record([[value] for value in values])
         self._position.step += 1
         self._program.advanced(1, 0)
         self._run.report(self._position.epoch - self._position.begin)

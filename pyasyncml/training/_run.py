@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 #: Seconds between two reports, at least: nobody reads faster, and each wakes the loop.
 _INTERVAL = 0.02
+#: Where nobody reads: what steps give is taken over in pieces that hold up no loop.
+_UNREAD_INTERVAL = 0.5
 
 
 class TrainingRun:
@@ -158,14 +160,11 @@ class TrainingRun:
                 name: [] for i, name in enumerate(values) if i != self._loss
             }
 
-    def record(self, rows: Sequence[Sequence[float]]) -> None:
-        """More steps have ended, with these values."""
-        for row in rows:
-            for i, (name, value) in enumerate(zip(self._names, row, strict=True)):
-                if i == self._loss:
-                    self._losses.append(value)
-                else:
-                    self._metrics[name].append(value)
+    def record(self, columns: Sequence[Sequence[float]]) -> None:
+        """More steps have ended: each value of all of them."""
+        for i, (name, column) in enumerate(zip(self._names, columns, strict=True)):
+            into = self._losses if i == self._loss else self._metrics[name]
+            into.extend(column)
 
     def report(self, epoch: int) -> None:
         """Tells those who iterate about the last step."""
@@ -283,12 +282,16 @@ class TrainingRun:
         if self._turns.wanted:
             self.make_way()
         watch: Future[int] | None = None
+        interval = 0.0
         try:
             while not running.done():
-                if self._listeners > 0 and (watch is None or watch.done()):
-                    watch = steps.watch(recorded, _INTERVAL)
+                wanted = _INTERVAL if self._listeners > 0 else _UNREAD_INTERVAL
+                if watch is None or watch.done() or wanted < interval:
+                    if watch is not None:
+                        watch.cancel()
+                    watch, interval = steps.watch(recorded, wanted), wanted
                 await self._first_of(running, watch)
-                if watch is not None and watch.done():
+                if watch.done():
                     record()
         finally:
             steps.stop()
@@ -303,15 +306,12 @@ class TrainingRun:
         if cancelled is not None:
             raise cancelled
 
-    async def _first_of(self, running: Future[int], watch: Future[int] | None) -> None:
+    async def _first_of(self, running: Future[int], watch: Future[int]) -> None:
         """Returns when either is done, or when somebody begins to iterate."""
         self._listening = asyncio.get_running_loop().create_future()
         try:
-            waiting: list[Any] = [running, self._listening]
-            await asyncio.wait(
-                waiting if watch is None else [*waiting, watch],
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            waiting: list[Any] = [running, self._listening, watch]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._listening.cancel()
 

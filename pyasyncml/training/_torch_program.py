@@ -293,7 +293,7 @@ class TorchProgram:
             False,
         )
         await steps.start()
-        for row in steps.values(0, full):
+        for row in zip(*steps.values(0, full), strict=True):
             mean.add(row, batch)
         if rest := data.rows - full * batch:
             last = tuple(array[full * batch :] for array in data.arrays)
