@@ -100,6 +100,54 @@ def loop(path: Path | str, size: int = 96) -> str:
     )
 
 
+def late(path: Path | str) -> str:
+    """y = x, which is read when `n` rounds of something else are over."""
+    body = helper.make_graph(
+        [
+            node("Tanh", ["v_in"], ["v_out"]),
+            node("Identity", ["go_in"], ["go_out"]),
+        ],
+        "body",
+        [
+            tensor("i", TensorProto.INT64, []),
+            tensor("go_in", TensorProto.BOOL, []),
+            tensor("v_in", FLOAT, []),
+        ],
+        [tensor("go_out", TensorProto.BOOL, []), tensor("v_out", FLOAT, [])],
+    )
+    return write(
+        path,
+        [
+            node("Loop", ["n", "", "zero"], ["v"], body=body),
+            node("Add", ["x", "v"], ["y"]),
+        ],
+        [tensor("x", FLOAT, ["k"]), tensor("n", TensorProto.INT64, [])],
+        [tensor("y", FLOAT, ["k"])],
+        [constant(np.array(0, np.float32), "zero")],
+    )
+
+
+def total(path: Path | str) -> str:
+    """y = the sum of x, float32 [n]."""
+    return write(
+        path,
+        [node("ReduceSum", ["x"], ["y"], keepdims=0)],
+        [tensor("x", FLOAT, ["n"])],
+        [tensor("y", FLOAT, [])],
+    )
+
+
+def grown(path: Path | str, rows: int) -> str:
+    """y [rows, 1] of one number x [1]."""
+    return write(
+        path,
+        [node("Expand", ["x", "shape"], ["y"])],
+        [tensor("x", FLOAT, [1])],
+        [tensor("y", FLOAT, [rows, 1])],
+        [constant(np.array([rows, 1], np.int64), "shape")],
+    )
+
+
 def digits(path: Path | str, weights: Sequence[Any]) -> str:
     """The net of pyasyncml.demo.digits with these weights: two convolutions, a pooling,
     a linear layer; images [n, 1, 8, 8] to scores [n, 10]."""

@@ -215,6 +215,26 @@ def write_plain(tf: Any, root: Path) -> None:
             spec([None, 64], tf.float32, "x"),
             spec([], tf.int32, "n"),
         ),
+        # x is read when so many rounds are over.
+        late=signature(
+            tf,
+            lambda x, n: {
+                "y": x
+                + tf.while_loop(
+                    lambda i, v: i < n, lambda i, v: (i + 1, tf.tanh(v)), (0, 0.0)
+                )[1]
+            },
+            spec([None], tf.float32, "x"),
+            spec([], tf.int32, "n"),
+        ),
+        total=signature(
+            tf, lambda x: {"y": tf.reduce_sum(x)}, spec([None], tf.float32, "x")
+        ),
+        grown=signature(
+            tf,
+            lambda x: {"y": tf.broadcast_to(x, [2**25, 1])},
+            spec([1], tf.float32, "x"),
+        ),
         # The mean over what the mask has, for padding.
         masked=signature(
             tf,

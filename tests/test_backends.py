@@ -81,9 +81,11 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     return request.param
 
 
-@pytest.fixture
-def path(backend: Backend, folder: Callable[[Backend], Path]) -> Path:
-    return folder(backend) / "good"
+def only(has: str) -> pytest.MarkDecorator:
+    """Those backends alone that have a quality."""
+    found = [backend for backend in BACKENDS if getattr(backend, has)]
+    ids = [backend.id for backend in found]
+    return pytest.mark.parametrize("backend", found, ids=ids, indirect=True)
 
 
 @pytest.fixture
@@ -184,13 +186,10 @@ def test_instances_share_the_work(load, images, expected):
     asyncio.run(main())
 
 
-def test_instances_at_work_are_no_more_than_the_processors(
-    backend, load, images, expected
-):
+@only("takes_tokens")
+def test_instances_at_work_are_no_more_than_the_processors(load, images, expected):
     """Runs take tokens of one budget: together, over any time, they can't have been in
     the backend for longer than its tokens."""
-    if not backend.takes_tokens:
-        pytest.skip("its programs run on a device of their own")
 
     async def main():
         tokens = 1
@@ -221,9 +220,8 @@ def first_output(result):
     return result["y"] if isinstance(result, dict) else result[0]
 
 
-def test_requests_of_different_lengths_are_padded_into_shared_runs(backend, load):
-    if not backend.any_length:
-        pytest.skip("its programs' shapes are fixed but for the batch")
+@only("any_length")
+def test_requests_of_different_lengths_are_padded_into_shared_runs(load):
 
     async def main():
         pad = ml.Pad({"length": {"x": 1}}, mask="mask", mask_dtype="float32")
