@@ -190,6 +190,21 @@ def test_a_batch_grows_while_the_device_is_busy(run, flying):
     run(main)
 
 
+def test_who_fills_batches_does_not_pass_who_waits_for_longer(run, flying):
+    async def main():
+        making = flying(4, batching=ml.Batching(max_rows=4))
+        async with held(making, 1) as (model, first):
+            lone = model.infer(np.ones((1, 3), np.float32))
+            await until(lambda: model.stats().waiting == 1)
+            full = model.infer(row(2, 4))
+            await model.begun(2)
+            model.release()
+            await asyncio.gather(*first, lone, full)
+            assert model.seen == [1, 1, 4]
+
+    run(main)
+
+
 def test_each_run_has_buffers_of_its_own(run, flying):
     """Batches are gathered while those before are still being read."""
 

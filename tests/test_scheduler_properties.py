@@ -180,22 +180,20 @@ class Scheduler:
     # What runs next.
 
     def leaders(self, busy: bool) -> list[Request]:
-        """Those that may lead a run now: beside another (`busy`) only a full one."""
+        """Those that may lead a run now: beside another (`busy`) where one is full."""
         if not busy or self.closed:
             return self.admitted
         rows: Counter[int | None] = Counter()
         for r in self.admitted:
             rows[r.group] += r.rows
-        full = {group for group, n in rows.items() if n >= self.rows_of_a_run(group)}
-        return [r for r in self.admitted if r.group is None or r.group in full]
+        full = (g is None or n >= self.rows_of_a_run(g) for g, n in rows.items())
+        return self.admitted if any(full) else []
 
     def leader(self, busy: bool) -> Request:
-        leaders = self.leaders(busy)
         oldest = self.admitted[0]
-        aged = self.taken % 8 == 7 and self.taken - oldest.seen_before >= 64
-        if aged and oldest in leaders:
+        if self.taken % 8 == 7 and self.taken - oldest.seen_before >= 64:
             return oldest
-        return min(leaders, key=lambda r: r.urgency)
+        return min(self.leaders(busy), key=lambda r: r.urgency)
 
     def rows_of_a_run(self, group: int | None) -> int:
         cap = self.caps.setdefault(group, Cap())

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "batch.h"
 #include "clock.h"
 #include "serve.h"
 #include "serving.h"
@@ -20,8 +21,9 @@ struct flight {
     atomic_bool ended;
     int64_t ended_ns;
 
-    int64_t begun_ns; /* when it was given to the backend */
-    bool company;     /* another was up with it */
+    int64_t begun_ns;    /* when it was given to the backend */
+    int64_t expected_ns; /* what it is expected to take, as far as anybody knows */
+    bool company;        /* another was up with it */
 
     /* Of what it is the run. `outputs` is where the run puts them. */
     uint32_t n, capacity;
@@ -122,15 +124,20 @@ paml_flights_have_room(const struct paml_flights *flights)
 int64_t
 paml_flights_busy_ns(const struct paml_flights *flights)
 {
-    const struct paml_worker *worker = flights->worker;
-    int64_t since_ns, busy_ns;
+    const uint32_t first = atomic_load_explicit(&flights->first, memory_order_relaxed);
+    int64_t left_ns, busy_ns = 0;
 
     if (flights->up == 0) {
         return 0;
     }
-    since_ns =
-        atomic_load_explicit(&worker->stats.running_since_ns, memory_order_relaxed);
-    busy_ns = flights->up * worker->debt.usual_run_ns - (paml_now_ns() - since_ns);
+    for (uint32_t i = 0; i < flights->up; i++) {
+        busy_ns += flights->ring[(first + i) % flights->depth].expected_ns;
+    }
+    left_ns =
+        flights->ring[first].expected_ns -
+        (paml_now_ns() - atomic_load_explicit(&flights->worker->stats.running_since_ns,
+                                              memory_order_relaxed));
+    busy_ns += (left_ns > 0 ? left_ns : 0) - flights->ring[first].expected_ns;
     return busy_ns > 0 ? busy_ns : 1;
 }
 
@@ -471,6 +478,10 @@ take_off(struct paml_flights *flights, struct serving *serving, struct flight *f
     flight->its.ticket = NULL;
     flight->its.ready = flight_ready;
     flight->begun_ns = serving->now_ns;
+    flight->expected_ns = paml_cost_predict(
+        &worker->cost,
+        paml_batch_cost_key_of(serving->batching, flight->slices, flight->n),
+        flight->rows);
     flight->company = flights->up > 0;
     flight->code = PAML_OK;
     atomic_store_explicit(&flight->ended, false, memory_order_relaxed);

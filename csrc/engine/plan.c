@@ -36,13 +36,18 @@ enum policy {
     POLICIES,
 };
 
-/* More rows than a run may have are several runs. */
+int64_t
+paml_plan_cost(const struct paml_line *line, int64_t rows, int64_t max_rows)
+{
+    int64_t runs = rows > max_rows ? (rows - 1) / max_rows + 1 : 1;
+
+    return (int64_t)(line->a * (double)rows + line->b * (double)runs);
+}
+
 static int64_t
 cost_of(const struct question *question, int64_t rows)
 {
-    int64_t runs = rows > question->max_rows ? (rows - 1) / question->max_rows + 1 : 1;
-
-    return (int64_t)(question->line.a * (double)rows + question->line.b * (double)runs);
+    return paml_plan_cost(&question->line, rows, question->max_rows);
 }
 
 static bool

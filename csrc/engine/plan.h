@@ -41,6 +41,9 @@ enum paml_verdict {
     PAML_PLAN_HOPELESS,
 };
 
+/* What so many rows cost, in ns: more than a run may have are several runs. */
+int64_t paml_plan_cost(const struct paml_line *line, int64_t rows, int64_t max_rows);
+
 /* `items`, n of them, PAML_PLAN_MOST at most, one group's, in paml_order_before()'s
    order. Fills verdict[n] with enum paml_verdict and returns how many to take: up to
    max_rows together, or one of more rows, which is cut up. `line`: what a run costs;

@@ -440,29 +440,29 @@ rows_of_a_run(const struct paml_schedule *schedule, const struct paml_op *leader
     return cap < schedule->batching->max_rows ? cap : schedule->batching->max_rows;
 }
 
-/* When the group may be taken, full or not; INT64_MAX: not before it is full. */
+/* Whether no more would join a run of the group's. */
+static bool
+fills_a_run(const struct paml_schedule *schedule, const struct paml_group *group,
+            const struct paml_cost_model *cost)
+{
+    return group == &schedule->alone ||
+           group->rows >= rows_of_a_run(schedule, paml_order_peek(&group->order), cost);
+}
+
+/* When the group may be taken, full or not. */
 static int64_t
 released_at(const struct paml_schedule *schedule, struct paml_group *group,
-            const struct paml_taker *taker)
+            const struct paml_cost_model *cost)
 {
-    const struct paml_cost_model *cost = taker->cost;
+    int64_t delay_ns =
+        schedule->batching != NULL ? schedule->batching->max_delay_ns : 0;
     const struct paml_op *head;
-    int64_t delay_ns, at, latest;
+    int64_t at, latest;
 
-    if (schedule->batching == NULL || group == &schedule->alone) {
-        return 0;
-    }
-    delay_ns = schedule->batching->max_delay_ns;
-    if (delay_ns == 0 && taker->busy_ns == 0) {
+    if (delay_ns == 0 || fills_a_run(schedule, group, cost)) {
         return 0;
     }
     head = paml_order_peek(&group->order);
-    if (group->rows >= rows_of_a_run(schedule, head, cost)) {
-        return 0;
-    }
-    if (taker->busy_ns > 0) {
-        return INT64_MAX;
-    }
     at = group->since_ns + delay_ns;
     if (group->stale) {
         group_refresh_deadlines(schedule, group);
@@ -480,6 +480,20 @@ released_at(const struct paml_schedule *schedule, struct paml_group *group,
     return at;
 }
 
+/* Whether a run is worth beginning while the device is busy. Which one is then as ever:
+   whoever is most urgent isn't passed for ever by those who come in great numbers. */
+static bool
+some_group_fills_a_run(const struct paml_schedule *schedule,
+                       const struct paml_taker *taker)
+{
+    const struct paml_group *group = schedule->groups;
+
+    while (group != NULL && !fills_a_run(schedule, group, taker->cost)) {
+        group = group->next;
+    }
+    return group != NULL;
+}
+
 /* The op that leads the next run; NULL: none may yet, see batch->wait_until_ns. */
 static struct paml_op *
 choose_leader(struct paml_schedule *schedule, const struct paml_taker *taker,
@@ -489,13 +503,18 @@ choose_leader(struct paml_schedule *schedule, const struct paml_taker *taker,
     struct paml_op *leader = NULL, *head;
     int64_t at;
 
+    if (taker->busy_ns > 0 && !at_once && !some_group_fills_a_run(schedule, taker)) {
+        batch->wait_until_ns = INT64_MAX;
+        return NULL;
+    }
     if (schedule->runs % AGEING_TURN == AGEING_TURN - 1 && schedule->oldest != NULL &&
         schedule->runs - schedule->oldest->runs_before >= AGEING_RUNS &&
-        (at_once || released_at(schedule, schedule->oldest->group, taker) <= now_ns)) {
+        (at_once ||
+         released_at(schedule, schedule->oldest->group, taker->cost) <= now_ns)) {
         return schedule->oldest;
     }
     for (group = schedule->groups; group != NULL; group = group->next) {
-        at = at_once ? 0 : released_at(schedule, group, taker);
+        at = at_once ? 0 : released_at(schedule, group, taker->cost);
         if (at > now_ns) {
             if (batch->wait_until_ns == 0 || at < batch->wait_until_ns) {
                 batch->wait_until_ns = at;
@@ -510,12 +529,13 @@ choose_leader(struct paml_schedule *schedule, const struct paml_taker *taker,
     return leader;
 }
 
-/* Splits the window into what the next run, which can begin at that time, takes, what
-   is answered, and what goes back. */
+/* Splits the window into what the next run takes, what is answered, and what goes back.
+   Planned is from when the device is expected to be free; but nobody is refused for
+   that. */
 static void
 window_plan(struct paml_schedule *schedule, struct paml_window *window,
             struct paml_group *group, const struct paml_line *line,
-            const struct paml_taker *taker, int64_t begin_ns, int64_t max_rows,
+            const struct paml_taker *taker, int64_t now_ns, int64_t max_rows,
             struct paml_batch *batch)
 {
     struct paml_plan_item items[PAML_PLAN_MOST];
@@ -530,15 +550,18 @@ window_plan(struct paml_schedule *schedule, struct paml_window *window,
             probe = i;
         }
     }
-    if (paml_plan(items, window->n, line, begin_ns, max_rows, verdict) == 0 &&
-        taker->busy_ns == 0 && begin_ns - taker->last_run_ns > PROBE_NS &&
-        window->ops[probe]->deadline_ns > begin_ns) {
+    if (paml_plan(items, window->n, line, now_ns + taker->busy_ns, max_rows, verdict) ==
+            0 &&
+        taker->busy_ns == 0 && now_ns - taker->last_run_ns > PROBE_NS &&
+        window->ops[probe]->deadline_ns > now_ns) {
         verdict[probe] = PAML_PLAN_TAKE; /* the estimate is old: find out */
     }
     for (uint32_t i = 0; i < window->n; i++) {
         if (verdict[i] == PAML_PLAN_TAKE && batch_has_room(batch)) {
             claim(schedule, batch, window->ops[i]);
-        } else if (verdict[i] == PAML_PLAN_HOPELESS) {
+        } else if (verdict[i] == PAML_PLAN_HOPELESS &&
+                   items[i].deadline_ns <
+                       now_ns + paml_plan_cost(line, items[i].rows, max_rows)) {
             give_up(schedule, batch, window->ops[i]);
         } else {
             paml_order_push(&group->order, window->ops[i]);
@@ -603,7 +626,6 @@ paml_schedule_take(struct paml_schedule *schedule, const struct paml_taker *take
                    int64_t now_ns, bool at_once, struct paml_batch *batch)
 {
     const struct paml_cost_model *cost = taker->cost;
-    const int64_t begin_ns = now_ns + taker->busy_ns;
     struct paml_op *leader;
     struct paml_group *group;
     struct paml_line line = {0, 0};
@@ -649,14 +671,17 @@ paml_schedule_take(struct paml_schedule *schedule, const struct paml_taker *take
         if (dropped) {
             batch->release = PAML_RELEASE_SHAPE;
         }
-        if (paml_window_is_in_time(&window, &line, begin_ns, max_rows)) {
+        if (paml_window_is_in_time(&window, &line, now_ns + taker->busy_ns, max_rows)) {
             window_take(schedule, &window, group, max_rows, batch);
         } else {
-            window_plan(schedule, &window, group, &line, taker, begin_ns, max_rows,
+            window_plan(schedule, &window, group, &line, taker, now_ns, max_rows,
                         batch);
         }
         if (alone && batch->n > 0) {
             batch->release = PAML_RELEASE_ALONE;
+        }
+        if (batch->n == 0 && taker->busy_ns > 0) {
+            batch->wait_until_ns = INT64_MAX; /* the end of what is up will tell */
         }
     }
     schedule->runs += batch->n > 0;

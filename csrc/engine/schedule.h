@@ -84,7 +84,8 @@ struct paml_taker {
     const struct paml_cost_model *cost;
     int64_t last_run_ns; /* when it ran last */
     /* How long its device is expected to be at work still, 0: it is idle. While it is
-       not, only a full batch is begun: others had better grow. */
+       not, a run is begun only where some group has a full batch: others had better
+       grow. */
     int64_t busy_ns;
 };
 

@@ -45,14 +45,14 @@ accelerator_count()
 /* Not all versions of torch have the question, nor all allocators the answer. */
 template <typename Allocator>
 auto
-total_memory(Allocator &allocator, c10::DeviceIndex index)
-    -> decltype((uint64_t)allocator.getMemoryInfo(index).second)
+total_memory(Allocator *allocator, c10::DeviceIndex index)
+    -> decltype((uint64_t)allocator->getMemoryInfo(index).second)
 {
-    return (uint64_t)allocator.getMemoryInfo(index).second;
+    return (uint64_t)allocator->getMemoryInfo(index).second;
 }
 
 uint64_t
-total_memory(...)
+total_memory(const void *, c10::DeviceIndex)
 {
     throw std::runtime_error("torch " PAML_TORCH_VERSION " doesn't tell");
 }
@@ -62,7 +62,7 @@ describe_accelerator(c10::Device device, struct paml_device_info &info)
 {
     try {
         info.memory =
-            total_memory(*c10::getDeviceAllocator(device.type()), device.index());
+            total_memory(c10::getDeviceAllocator(device.type()), device.index());
     } catch (...) {
         snprintf(info.reason, sizeof(info.reason), "memory: %s",
                  first_line(current_message()).c_str());
