@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
@@ -339,5 +340,73 @@ def test_what_trains_nothing_is_no_trainer(models):
             await ml.Trainer.load(models / "training", entry="predict")
         with pytest.raises(ml.LoadError, match="no such|nonsense"):
             await ml.Trainer.load(models / "training", entry="nonsense")
+
+    asyncio.run(main())
+
+
+def test_every_answer_under_load_is_of_one_published_moment(models):
+    """32 clients, while a fit that publishes is paused and goes on, and is published by
+    hand: each gets what the weights of some one step give."""
+    rows, epochs = X[:4], 10
+
+    async def every_moment():
+        """What the model gives before the training and after each step."""
+        shared = SharedProgram(models / "training")
+        async with (
+            ml.load(shared, entry="train_step") as step,
+            ml.load(shared, entry="predict") as predict,
+        ):
+            yield await predict.infer(rows)
+            for number in [*range(STEPS)] * epochs:
+                await step.infer(*batch(number))
+                yield await predict.infer(rows)
+
+    async def client(model, moments, seen):
+        """Until it is cancelled."""
+        while True:
+            scores = await model.infer(rows)
+            assert scores.tobytes() in moments  # or a mix
+            seen.add(moments[scores.tobytes()])
+
+    async def main():
+        found = [scores.tobytes() async for scores in every_moment()]
+        moments = {scores: step for step, scores in enumerate(found)}
+        assert len(moments) == len(found)
+        seen = set()
+        async with (
+            await ml.Trainer.load(models / "training") as trainer,
+            ml.load(models / "training", entry="predict", instances=2) as model,
+        ):
+            clients = [
+                asyncio.create_task(client(model, moments, seen)) for _ in range(32)
+            ]
+            run = trainer.fit(
+                (X, Y),
+                epochs=epochs,
+                batch_size=ROWS,
+                shuffle=False,
+                publish=model,
+                publish_every=20,
+            )
+            pauses = 0
+            async for progress in run:
+                if progress.step > 300 * pauses and pauses < 4:
+                    pauses += 1
+                    run.pause()
+                    with contextlib.suppress(ml.ReloadUnderWay):
+                        await model.update_weights(trainer)
+                    scores = await model.infer(rows)
+                    assert moments[scores.tobytes()] < epochs * STEPS
+                    run.resume()
+            await run
+            assert pauses == 4
+            scores = await model.infer(rows)
+            assert moments[scores.tobytes()] == epochs * STEPS
+            assert not any(task.done() for task in clients)
+            for task in clients:
+                task.cancel()
+            await asyncio.wait(clients)
+            assert model.stats().failed == 0
+        assert len(seen) > 3
 
     asyncio.run(main())
