@@ -282,12 +282,50 @@ def test_a_trainers_checkpoints_bring_it_back_and_the_last_is_tensorflows(
     names = sorted(path.name for path in (tmp_path / "saved").iterdir())
     assert len([name for name in names if name.endswith(".index")]) == 1
     assert "checkpoint" in names
-    saved = str(tmp_path / "saved")
-    read = f"import tensorflow as tf; tf.train.load_checkpoint({saved!r})"
+
+
+def test_what_a_trainer_has_saved_tensorflow_reads_value_by_value(models, tmp_path):
+    async def main():
+        async with (
+            await ml.Trainer.load(models / "training") as trainer,
+            ml.load(models / "training", entry="weights") as weights,
+        ):
+            await trainer.fit((X, Y), batch_size=ROWS)
+            await trainer.save(tmp_path / "saved")
+            await weights.update_weights(trainer)
+            return await weights.infer()
+
+    expected = asyncio.run(main())
+    script = f"""
+        import numpy as np, tensorflow as tf
+        reader = tf.train.load_checkpoint({str(tmp_path / "saved")!r})
+        found = {{
+            name: reader.get_tensor(name)
+            for name in reader.get_variable_to_shape_map()
+            if not name.startswith("_CHECKPOINTABLE")
+        }}
+        np.savez({str(tmp_path / "found.npz")!r}, **found)
+        """
     done = subprocess.run(
-        [sys.executable, "-c", read], capture_output=True, text=True, check=False
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "found.npz")
+    assert len(expected) == 4  # two layers' kernels and biases
+    for name, value in expected.items():
+        # A checkpoint is a tree, in whose names a slash is ".S".
+        (key,) = (
+            key
+            for key in found.files
+            if key == f"weights/{name.replace('/', '.S')}/.ATTRIBUTES/VARIABLE_VALUE"
+        )
+        assert found[key].tobytes() == value.tobytes()
+        assert value.any()
+    (iteration,) = (key for key in found.files if "iteration" in key)
+    assert found[iteration] == STEPS
 
 
 def test_a_trainers_weights_go_only_into_its_own_program(models, tmp_path):
