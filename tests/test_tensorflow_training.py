@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
@@ -316,12 +317,50 @@ def test_a_trainers_checkpoints_bring_it_back_and_the_last_is_tensorflows(
     names = sorted(path.name for path in (tmp_path / "saved").iterdir())
     assert len([name for name in names if name.endswith(".index")]) == 1
     assert "checkpoint" in names
-    saved = str(tmp_path / "saved")
-    read = f"import tensorflow as tf; tf.train.load_checkpoint({saved!r})"
+
+
+def test_what_a_trainer_has_saved_tensorflow_reads_value_by_value(models, tmp_path):
+    async def main():
+        async with (
+            await ml.Trainer.load(models / "training") as trainer,
+            ml.load(models / "training", entry="weights") as weights,
+        ):
+            await trainer.fit((X, Y), batch_size=ROWS)
+            await trainer.save(tmp_path / "saved")
+            await weights.update_weights(trainer)
+            return await weights.infer()
+
+    expected = asyncio.run(main())
+    script = f"""
+        import numpy as np, tensorflow as tf
+        reader = tf.train.load_checkpoint({str(tmp_path / "saved")!r})
+        found = {{
+            name: reader.get_tensor(name)
+            for name in reader.get_variable_to_shape_map()
+            if not name.startswith("_CHECKPOINTABLE")
+        }}
+        np.savez({str(tmp_path / "found.npz")!r}, **found)
+        """
     done = subprocess.run(
-        [sys.executable, "-c", read], capture_output=True, text=True, check=False
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "found.npz")
+    assert len(expected) == 4  # two layers' kernels and biases
+    for name, value in expected.items():
+        # A checkpoint is a tree, in whose names a slash is ".S".
+        (key,) = (
+            key
+            for key in found.files
+            if key == f"weights/{name.replace('/', '.S')}/.ATTRIBUTES/VARIABLE_VALUE"
+        )
+        assert found[key].tobytes() == value.tobytes()
+        assert value.any()
+    (iteration,) = (key for key in found.files if "iteration" in key)
+    assert found[iteration] == STEPS
 
 
 def test_a_trainers_weights_go_only_into_its_own_program(models, tmp_path):
@@ -397,5 +436,73 @@ def test_what_trains_nothing_is_no_trainer(models):
             await ml.Trainer.load(models / "training", entry="predict")
         with pytest.raises(ml.LoadError, match="no such|nonsense"):
             await ml.Trainer.load(models / "training", entry="nonsense")
+
+    asyncio.run(main())
+
+
+def test_every_answer_under_load_is_of_one_published_moment(models):
+    """32 clients, while a fit that publishes is paused and goes on, and is published by
+    hand: each gets what the weights of some one step give."""
+    rows, epochs = X[:4], 10
+
+    async def every_moment():
+        """What the model gives before the training and after each step."""
+        shared = SharedProgram(models / "training")
+        async with (
+            ml.load(shared, entry="train_step") as step,
+            ml.load(shared, entry="predict") as predict,
+        ):
+            yield await predict.infer(rows)
+            for number in [*range(STEPS)] * epochs:
+                await step.infer(*batch(number))
+                yield await predict.infer(rows)
+
+    async def client(model, moments, seen):
+        """Until it is cancelled."""
+        while True:
+            scores = await model.infer(rows)
+            assert scores.tobytes() in moments  # or a mix
+            seen.add(moments[scores.tobytes()])
+
+    async def main():
+        found = [scores.tobytes() async for scores in every_moment()]
+        moments = {scores: step for step, scores in enumerate(found)}
+        assert len(moments) == len(found)
+        seen = set()
+        async with (
+            await ml.Trainer.load(models / "training") as trainer,
+            ml.load(models / "training", entry="predict", instances=2) as model,
+        ):
+            clients = [
+                asyncio.create_task(client(model, moments, seen)) for _ in range(32)
+            ]
+            run = trainer.fit(
+                (X, Y),
+                epochs=epochs,
+                batch_size=ROWS,
+                shuffle=False,
+                publish=model,
+                publish_every=20,
+            )
+            pauses = 0
+            async for progress in run:
+                if progress.step > 300 * pauses and pauses < 4:
+                    pauses += 1
+                    run.pause()
+                    with contextlib.suppress(ml.ReloadUnderWay):
+                        await model.update_weights(trainer)
+                    scores = await model.infer(rows)
+                    assert moments[scores.tobytes()] < epochs * STEPS
+                    run.resume()
+            await run
+            assert pauses == 4
+            scores = await model.infer(rows)
+            assert moments[scores.tobytes()] == epochs * STEPS
+            assert not any(task.done() for task in clients)
+            for task in clients:
+                task.cancel()
+            await asyncio.wait(clients)
+            assert model.stats().failed == 0
+        assert len(seen) > 3
 
     asyncio.run(main())

@@ -71,16 +71,17 @@ def tensorflow(
     """Write a Keras 3 model or a `tf.Module` to a SavedModel that `load` serves, and
     that trains without Python where a loss and an optimizer are given.
 
-    `inputs`: examples or `tf.TensorSpec`s, one or a tuple; of an example axis 0 may
-    vary, a spec is taken as it is. With a loss the last one is the target, and the
-    others are the model's inputs. `loss`: a Keras loss, the name of one, or any
-    function of (target, output). `optimizer`: a Keras optimizer or the name of one; its
-    state is in the SavedModel from the start.
+    `inputs`: examples or `tf.TensorSpec`s, one or a tuple, or dicts of them by name
+    where the model takes a dict; of an example axis 0 may vary, a spec is taken as it
+    is. With a loss the last one is the target, and the others are the model's inputs.
+    `loss`: a Keras loss, the name of one, or any function of (target, output).
+    `optimizer`: a Keras optimizer or the name of one; its state is in the SavedModel
+    from the start.
 
     The signatures: `predict` and `serving_default`, the model as it infers;
     `train_step`, one step on a batch, which gives the `loss` (with the model's own,
     as of regularizers); and `weights`, the model's variables by their names. A spec's
-    name is the input's; examples are `x` (or `x0`, `x1`, …) and `y`.
+    name or a dict's key is the input's; examples are `x` (or `x0`, `x1`, …) and `y`.
 
     The folder appears whole or not at all, and ``path + ".sha256"`` with it, which
     `load` verifies; a SavedModel that was there is replaced. The variables are copied

@@ -38,11 +38,10 @@ def export_saved_model(
             + (" and, last, the target" if loss is not None else "")
         )
     specs = _specs(tf, examples, has_target=loss is not None)
-    model_specs = specs if loss is None else specs[:-1]
     if loss is not None:
         loss, optimizer = _loss(loss), _optimizer(optimizer)
     try:
-        program = _Program(tf, model, model_specs)
+        program = _Program(tf, model, specs if loss is None else specs[:-1])
         if loss is not None:
             program.train(tf, specs, loss, optimizer)
         _write(tf, program.module, program.signatures, path)
@@ -55,27 +54,56 @@ def export_saved_model(
 
 
 def _specs(tf: Any, examples: tuple[Any, ...], has_target: bool) -> list[Any]:
+    """Of each example its spec, or of a dict a dict of them."""
     count = len(examples) - has_target
     names = ["x"] if count == 1 else [f"x{i}" for i in range(count)]
-    specs = []
+    specs: list[Any] = []
     for example, name in zip(examples, [*names, "y"][: len(examples)], strict=True):
-        if isinstance(example, tf.TensorSpec):
-            spec = tf.TensorSpec(example.shape, example.dtype, example.name or name)
+        if not isinstance(example, dict):
+            specs.append(_spec(tf, example, name))
+        elif not example or not all(isinstance(key, str) for key in example):
+            raise TypeError("inputs: expected a dict of inputs by name, str")
         else:
-            try:
-                tensor = tf.convert_to_tensor(example)
-            except (TypeError, ValueError) as error:
-                raise TypeError(
-                    f"inputs: an example can't be made a tensor: {error}"
-                ) from error
-            shape = tensor.shape.as_list()
-            spec = tf.TensorSpec(
-                [None, *shape[1:]] if shape else [], tensor.dtype, name
+            specs.append(
+                {
+                    key: tf.TensorSpec.from_spec(_spec(tf, value, key), name=key)
+                    for key, value in example.items()
+                }
             )
-        specs.append(spec)
-    if len({spec.name for spec in specs}) < len(specs):
+    if len({spec.name for spec in _flat(specs)}) < len(_flat(specs)):
         raise ValueError("inputs: two of the specs have one name")
     return specs
+
+
+def _spec(tf: Any, example: Any, name: str) -> Any:
+    if isinstance(example, tf.TensorSpec):
+        return tf.TensorSpec(example.shape, example.dtype, example.name or name)
+    try:
+        tensor = tf.convert_to_tensor(example)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"inputs: an example can't be made a tensor: {error}"
+        ) from error
+    shape = tensor.shape.as_list()
+    return tf.TensorSpec([None, *shape[1:]] if shape else [], tensor.dtype, name)
+
+
+def _flat(items: Iterable[Any]) -> list[Any]:
+    """As a signature has them: dicts' values one by one."""
+    return [
+        each
+        for item in items
+        for each in (item.values() if isinstance(item, dict) else (item,))
+    ]
+
+
+def _grouped(flat: Iterable[Any], specs: list[Any]) -> list[Any]:
+    """As the model takes them: dicts where the specs have dicts."""
+    rest = iter(flat)
+    return [
+        {key: next(rest) for key in spec} if isinstance(spec, dict) else next(rest)
+        for spec in specs
+    ]
 
 
 def _loss(loss: Any) -> Callable[[Any, Any], Any]:
@@ -111,11 +139,13 @@ class _Program:
         self.module = tf.Module()
         self._model = model
         self._is_keras = _is_keras(model)
+        flat = _flat(specs)
         if self._is_keras and not model.built:
-            model(*(tf.zeros([size or 1 for size in s.shape], s.dtype) for s in specs))
+            zeros = [tf.zeros([size or 1 for size in s.shape], s.dtype) for s in flat]
+            model(*_grouped(zeros, specs))
 
         def predict(*inputs: Any) -> Any:
-            return _named(self._call(inputs, training=False))
+            return _named(self._call(_grouped(inputs, specs), training=False))
 
         def weights() -> dict[str, Any]:
             return {name: tf.identity(v) for name, v in self.module.weights.items()}
@@ -123,7 +153,7 @@ class _Program:
         function = functools.partial(tf.function, autograph=False)
         # Traced before the variables are looked for: a module may make its own then.
         self.module.predict = function(predict)
-        predicted = self.module.predict.get_concrete_function(*specs)
+        predicted = self.module.predict.get_concrete_function(*flat)
         # Keras's own variables aren't found by the saver: what they hold is.
         self.module.weights = _by_name(model.variables)
         self.signatures = {"serving_default": predicted, "predict": predicted}
@@ -132,7 +162,7 @@ class _Program:
             read = self.module.read_weights.get_concrete_function()
             self.signatures["weights"] = read
 
-    def _call(self, inputs: tuple[Any, ...], training: bool) -> Any:
+    def _call(self, inputs: list[Any], training: bool) -> Any:
         if not self._is_keras:
             return self._model(*inputs)
         # A functional model takes several inputs as a list.
@@ -140,7 +170,7 @@ class _Program:
             len(inputs) > 1 and len(getattr(self._model, "inputs", None) or ()) > 1
         )
         if several:
-            return self._model(list(inputs), training=training)
+            return self._model(inputs, training=training)
         return self._model(*inputs, training=training)
 
     def train(
@@ -156,9 +186,9 @@ class _Program:
         optimizer.build(variables)
 
         def train_step(*batch: Any) -> dict[str, Any]:
-            *inputs, target = batch
+            *inputs, target = _grouped(batch, specs)
             with tf.GradientTape() as tape:
-                output = self._call(tuple(inputs), training=True)
+                output = self._call(inputs, training=True)
                 value = tf.reduce_mean(loss(target, output))
                 if self._is_keras and self._model.losses:
                     value += tf.add_n(self._model.losses)
@@ -168,7 +198,7 @@ class _Program:
 
         self.module.optimizer_state = _by_name(optimizer.variables)
         self.module.train_step = tf.function(train_step, autograph=False)
-        traced = self.module.train_step.get_concrete_function(*specs)
+        traced = self.module.train_step.get_concrete_function(*_flat(specs))
         self.signatures["train_step"] = traced
 
 
