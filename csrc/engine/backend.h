@@ -151,6 +151,11 @@ struct paml_backend {
        current stream of the device until now comes before whatever runs begun from now
        on do there with inputs that lie on it. Any thread, GIL or not; must not wait. */
     void (*order)(DLDevice device);
+
+    /* NULL: never. 1: the instance's device has as many runs in flight as it should,
+       whosesoever: this instance begins another only when none of its own is up. Asked
+       before each run that would be one more; on its thread, must not wait. */
+    int (*crowded)(void *instance);
 };
 
 static inline int
@@ -176,6 +181,14 @@ paml_backend_orders(const struct paml_backend *backend)
     return backend->struct_size >=
                offsetof(struct paml_backend, order) + sizeof(backend->order) &&
            backend->order != NULL;
+}
+
+static inline int
+paml_backend_is_crowded(const struct paml_backend *backend, void *instance)
+{
+    return backend->struct_size >=
+               offsetof(struct paml_backend, crowded) + sizeof(backend->crowded) &&
+           backend->crowded != NULL && backend->crowded(instance);
 }
 
 /* Room for `more` further values; the new ones are zeroed (PAML_NONE). Returns the
