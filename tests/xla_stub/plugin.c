@@ -176,14 +176,16 @@ event_on_ready(void *args)
 const struct pjrt_api *
 GetPjrtApi(void)
 {
+    static struct pjrt_api *table;
     const struct pjrt_api *(*get_api)(void);
-    struct pjrt_api *table;
+    void *library;
 
-    if (real == NULL) {
-        void *library = dlopen(getenv("PYASYNCML_STUB_OF"), RTLD_NOW | RTLD_LOCAL);
-        *(void **)&get_api = dlsym(library, "GetPjrtApi");
-        real = get_api();
+    if (table != NULL) {
+        return table;
     }
+    library = dlopen(getenv("PYASYNCML_STUB_OF"), RTLD_NOW | RTLD_LOCAL);
+    *(void **)&get_api = dlsym(library, "GetPjrtApi");
+    real = get_api();
     table = malloc(real->struct_size);
     memcpy(table, real, real->struct_size);
     table->slots[PJRT_ERROR_DESTROY] = error_destroy;
