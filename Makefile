@@ -14,7 +14,7 @@ PYTHON = $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; d
 	$$p -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 10))' \
 	2>/dev/null && { echo $$p; break; }; done)
 
-C_SOURCES := $(shell find csrc tests/c tests/accelerator benchmarks/native -name '*.[ch]' -o -name '*.cpp')
+C_SOURCES := $(shell find csrc tests/c tests/accelerator tests/xla_stub benchmarks/native -name '*.[ch]' -o -name '*.cpp')
 NATIVE := $(shell find csrc -type f)
 FRAMEWORKS := $(VENV)/.frameworks
 INSTALLED := $(VENV)/.installed

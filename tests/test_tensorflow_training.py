@@ -284,7 +284,9 @@ def test_a_fit_is_eager_tensorflow_bit_for_bit_and_its_weights_are_published(
             step = await trainer.step(X[:ROWS], Y[:ROWS])
             assert step.keys() == {"loss"}
             with pytest.raises(ml.Error, match="evaluate"):
-                await trainer.fit((X, Y), batch_size=ROWS, validation=(X, Y))
+                trainer.fit((X, Y), batch_size=ROWS, validation=(X, Y))
+            with pytest.raises(ml.Error, match="state: .* save"):
+                await trainer.state()
 
     asyncio.run(main())
 

@@ -221,6 +221,8 @@ def test_going_on_in_plain_pytorch_and_back_gives_what_one_loop_gives():
                 await trainer.step(x, y)
                 eager(net, ours)
                 ours.load_state_dict(copy.deepcopy(ours.state_dict()))
+            with pytest.raises(ml.Error, match="state: it is in the module"):
+                await trainer.state()
 
     asyncio.run(main())
     for _ in range(6):

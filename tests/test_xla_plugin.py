@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from xla_programs import jax
 
 from pyasyncml import export
 from pyasyncml.backends import xla
@@ -78,6 +79,15 @@ def test_a_trainer_whose_device_was_lost_comes_back_by_a_restore(stub, tmp_path)
     zeros = np.zeros(4, np.float32)
     export.jax(lambda s, x: (s + x, x.sum()), zeros, path, None, state=zeros)
     ends_well("trainer", stub, path)
+
+
+def test_all_instances_on_a_device_share_what_it_takes(stub, tmp_path):
+    def slow(x):
+        return jax.lax.fori_loop(0, 8, lambda _, y: y @ x + x, x)
+
+    path = str(tmp_path / "slow")
+    export.jax(slow, np.zeros((256, 256), np.float32), path, None)
+    ends_well("crowd", stub, path)
 
 
 def test_a_plugin_without_devices_is_passed_over(stub, double):

@@ -159,6 +159,11 @@ struct paml_backend {
        order. */
     int (*download)(void *instance, const DLTensor *from, void *to,
                     struct paml_error *err);
+
+    /* NULL: never. 1: the instance's device has as many runs in flight as it should,
+       whosesoever: this instance begins another only when none of its own is up. Asked
+       before each run that would be one more; on its thread, must not wait. */
+    int (*crowded)(void *instance);
 };
 
 /* In bytes; 0: unknown. */
@@ -201,6 +206,14 @@ paml_backend_downloads(const struct paml_backend *backend)
     return backend->struct_size >=
                offsetof(struct paml_backend, download) + sizeof(backend->download) &&
            backend->download != NULL;
+}
+
+static inline int
+paml_backend_is_crowded(const struct paml_backend *backend, void *instance)
+{
+    return backend->struct_size >=
+               offsetof(struct paml_backend, crowded) + sizeof(backend->crowded) &&
+           backend->crowded != NULL && backend->crowded(instance);
 }
 
 /* Room for `more` further values; the new ones are zeroed (PAML_NONE). Returns the

@@ -118,7 +118,10 @@ paml_flights_up(const struct paml_flights *flights)
 bool
 paml_flights_have_room(const struct paml_flights *flights)
 {
-    return flights->up < flights->depth;
+    return flights->up == 0 ||
+           (flights->up < flights->depth &&
+            !paml_backend_is_crowded(flights->worker->model->backend,
+                                     flights->instance));
 }
 
 int64_t

@@ -115,10 +115,10 @@ class XlaProgram:
             state=[tensors[_key(array)].data for array in self._bundle.state]
         )
         assert self.model._load_again is not None
-        # Over, and only then in the other's place: whole or not at all.
+        # Loaded, and only then in the other's place: whole or not at all.
         model = await self.model._load_again(bundle)
-        await self.model.close()
-        self.model = model
+        other, self.model = self.model, model
+        await other.close()
         return position
 
     async def state(self) -> Any:

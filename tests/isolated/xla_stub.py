@@ -85,6 +85,22 @@ async def a_trainer():
         np.testing.assert_array_equal(await trainer.state(), x)
 
 
+async def a_crowd():
+    """More instances than the device takes runs of; `bundle` takes some milliseconds.
+    (32: where PJRT begins to make callers wait.)"""
+    square = np.full((256, 256), 1e-3, np.float32)
+    async with (
+        ml.load(bundle, device="xla:0", instances=5) as many,
+        ml.load(bundle, device="xla:0") as one,
+        ml.load(bundle, device="xla:0") as other,
+    ):
+        models = (many, many, many, one, other)
+        await asyncio.gather(
+            *(model.infer(square) for _ in range(30) for model in models)
+        )
+    assert 16 <= stub.stub_most() < 32, stub.stub_most()
+
+
 async def an_empty_plugin_first():
     """The next one is taken."""
     async with ml.load(bundle) as model:
@@ -105,6 +121,7 @@ asyncio.run(
         "failing_late": lambda: a_failing_program(FAILS_LATE),
         "one_of_two": one_of_two_devices,
         "trainer": a_trainer,
+        "crowd": a_crowd,
         "empty_first": an_empty_plugin_first,
         "empty_only": an_empty_plugin_only,
     }[what]()

@@ -1,5 +1,6 @@
 /* A PJRT plugin for tests: another one's table, the one at PYASYNCML_STUB_OF, with
- * failures where a test asks for them. What the tests call is at the end.
+ * failures where a test asks for them, and a count of what is executed at a time. What
+ * the tests call is at the end.
  */
 #include <dlfcn.h>
 #include <stdatomic.h>
@@ -88,14 +89,47 @@ buffer_from_host_buffer(void *args)
                : real->slots[PJRT_CLIENT_BUFFER_FROM_HOST_BUFFER](args);
 }
 
+static atomic_int executing, most;
+
+static void
+count_up(void)
+{
+    int now = atomic_fetch_add(&executing, 1) + 1, before = atomic_load(&most);
+
+    while (before < now && !atomic_compare_exchange_weak(&most, &before, now)) {
+    }
+}
+
+static void
+count_down(struct pjrt_error *error, void *argument)
+{
+    (void)argument;
+    atomic_fetch_sub(&executing, 1);
+    if (error != NULL) {
+        PJRT_ARGS(error_destroy, destroy);
+        destroy.error = error;
+        real->slots[PJRT_ERROR_DESTROY](&destroy);
+    }
+}
+
 static struct pjrt_error *
 execute(void *args)
 {
     struct pjrt_loaded_execute *run = args;
+    struct pjrt_error *error;
 
-    return atomic_load(&mode) == REFUSES && fails(run->device)
-               ? failure()
-               : real->slots[PJRT_LOADED_EXECUTE](args);
+    if (atomic_load(&mode) == REFUSES && fails(run->device)) {
+        return failure();
+    }
+    count_up();
+    error = real->slots[PJRT_LOADED_EXECUTE](args);
+    if (error == NULL) {
+        PJRT_ARGS(event_on_ready, ready);
+        ready.event = run->complete[0];
+        ready.callback = count_down;
+        real->slots[PJRT_EVENT_ON_READY](&ready);
+    }
+    return error;
 }
 
 struct waiter {
@@ -142,14 +176,16 @@ event_on_ready(void *args)
 const struct pjrt_api *
 GetPjrtApi(void)
 {
+    static struct pjrt_api *table;
     const struct pjrt_api *(*get_api)(void);
-    struct pjrt_api *table;
+    void *library;
 
-    if (real == NULL) {
-        void *library = dlopen(getenv("PYASYNCML_STUB_OF"), RTLD_NOW | RTLD_LOCAL);
-        *(void **)&get_api = dlsym(library, "GetPjrtApi");
-        real = get_api();
+    if (table != NULL) {
+        return table;
     }
+    library = dlopen(getenv("PYASYNCML_STUB_OF"), RTLD_NOW | RTLD_LOCAL);
+    *(void **)&get_api = dlsym(library, "GetPjrtApi");
+    real = get_api();
     table = malloc(real->struct_size);
     memcpy(table, real, real->struct_size);
     table->slots[PJRT_ERROR_DESTROY] = error_destroy;
@@ -174,4 +210,12 @@ stub_fail(int device, int how, int with, int for_good)
     atomic_store(&code, with);
     atomic_store(&gone, for_good);
     atomic_store(&mode, how);
+}
+
+/* The most executions that there were at a time, those that the plugin made wait
+   included. */
+int
+stub_most(void)
+{
+    return atomic_load(&most);
 }

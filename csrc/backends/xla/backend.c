@@ -83,6 +83,13 @@ xla_submit(void *instance, struct paml_flight *flight, struct paml_error *err)
     return paml_xla_instance_submit(instance, flight, err);
 }
 
+static int
+xla_crowded(void *instance)
+{
+    return atomic_load_explicit(((struct paml_xla_instance *)instance)->executing,
+                                memory_order_relaxed) >= PAML_XLA_CROWD;
+}
+
 static int64_t
 xla_poll(void *instance, struct paml_flight *flight)
 {
@@ -121,4 +128,5 @@ struct paml_backend paml_xla_backend = {
     .submit = xla_submit,
     .poll = xla_poll,
     .finish = xla_finish,
+    .crowded = xla_crowded,
 };

@@ -139,9 +139,15 @@ describe_client(struct paml_xla_client *client, struct paml_error *err)
     if (code == PAML_OK && devices.n_devices == 0) {
         code = paml_fail(err, PAML_ERR_LOAD, "the XLA plugin finds no device here");
     }
+    if (code != PAML_OK) {
+        return code;
+    }
     client->devices = devices.devices;
     client->n_devices = (int)devices.n_devices;
-    return code;
+    client->executing = calloc(devices.n_devices, sizeof(*client->executing));
+    return client->executing != NULL
+               ? PAML_OK
+               : paml_fail(err, PAML_ERR_MEMORY, "no memory for the XLA client");
 }
 
 static int

@@ -6,6 +6,7 @@
 #ifndef PAML_XLA_CLIENT_H
 #define PAML_XLA_CLIENT_H
 
+#include <stdatomic.h>
 #include <stdint.h>
 
 #include "backend.h"
@@ -16,6 +17,8 @@ struct paml_xla_client {
     struct pjrt_client *client;
     struct pjrt_device *const *devices; /* those of this process */
     int n_devices;
+    atomic_int
+        *executing;    /* for each device: executions that haven't been waited for */
     char platform[64]; /* "cpu", "cuda", "tpu", … */
     char version[128]; /* of the platform, for people */
 };

@@ -108,6 +108,7 @@ paml_xla_instance_open(const struct paml_xla_program *program,
     instance->program = program;
     instance->named = device;
     instance->device = found;
+    instance->executing = &paml_xla_client()->executing[device.device_id];
     if (allocate(instance) < 0) {
         code = paml_fail(err, PAML_ERR_MEMORY, "no memory for the instance");
     }

@@ -8,9 +8,12 @@
 #include "buffers.h"
 #include "source.h"
 
-/* How many runs an instance has in flight: below what PJRT takes for a device before it
-   makes the caller wait (32). */
+/* How many runs an instance has in flight, and from how many executions on a device, of
+   all instances there are, none of them begins another beside its own: together they
+   stay below what PJRT takes for a device before it makes the caller wait (32), with up
+   to eight instances that look at the same time. */
 #define PAML_XLA_IN_FLIGHT 8
+#define PAML_XLA_CROWD 24
 
 /* What one run in flight needs until its end. Used again and again.
  *
@@ -21,6 +24,7 @@ struct paml_xla_run {
     unsigned char (*numbers)[PAML_XLA_ALIGNMENT]; /* inputs given as numbers */
     struct paml_value *outputs; /* each a tensor with room for all rows */
     int64_t rows;
+    int executing;           /* how many of the device's executions are its */
     bool begun;              /* something was executed */
     struct paml_error error; /* what went wrong while it was begun; code: PAML_OK */
 };
@@ -29,6 +33,7 @@ struct paml_xla_instance {
     const struct paml_xla_program *program;
     DLDevice named; /* as the engine calls it */
     struct pjrt_device *device;
+    atomic_int *executing;                 /* the device's, see client.h */
     struct pjrt_buffer **weights, **state; /* on the device */
     struct paml_xla_latch held;            /* what these were made from is let go of */
     bool lost;                             /* the state went with a run that failed */

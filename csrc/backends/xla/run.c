@@ -121,6 +121,9 @@ execute(struct paml_xla_instance *instance, struct paml_xla_run *run,
     execute.outputs = &results;
     execute.complete = &complete;
     execute.device = instance->device;
+    /* Relaxed: it is only counted. */
+    atomic_fetch_add_explicit(instance->executing, 1, memory_order_relaxed);
+    run->executing++;
     code = paml_xla_report(paml_xla_client()->api,
                            paml_xla_call(PJRT_LOADED_EXECUTE, &execute),
                            PAML_ERR_BACKEND, "XLA", err);
@@ -358,6 +361,9 @@ end_run(struct paml_xla_instance *instance, struct paml_xla_run *run,
     const struct paml_xla_bundle *bundle = &instance->program->bundle;
     int code = paml_xla_latch_wait(&run->latch, err);
 
+    atomic_fetch_sub_explicit(instance->executing, run->executing,
+                              memory_order_relaxed);
+    run->executing = 0;
     if (run->error.code != PAML_OK) {
         *err = run->error;
         code = err->code;
