@@ -1,4 +1,5 @@
-"""Runs that fail in the library: "onnx" or "savedmodel", the model's path."""
+"""Runs that fail in the library: "onnx" or "savedmodel", the model's path; "xla" if
+that backend comes first."""
 
 import asyncio
 import sys
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 import pyasyncml as ml
+from pyasyncml.backends import xla
 
 
 async def main(kind, path):
@@ -26,4 +28,6 @@ async def main(kind, path):
                 await positive.infer(-x[0])
 
 
-asyncio.run(main(*sys.argv[1:]))
+if sys.argv[3:] == ["xla"]:
+    xla.capsule()
+asyncio.run(main(*sys.argv[1:3]))
