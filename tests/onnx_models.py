@@ -127,6 +127,17 @@ def late(path: Path | str) -> str:
     )
 
 
+def reshaped(path: Path | str) -> str:
+    """y = x in the shape that is asked for, which may not fit."""
+    return write(
+        path,
+        [node("Reshape", ["x", "shape"], ["y"], name="the_reshape")],
+        [tensor("x", FLOAT, ["n"]), tensor("shape", TensorProto.INT64, ["k"])],
+        [tensor("y", FLOAT, None)],
+        check=False,
+    )
+
+
 def total(path: Path | str) -> str:
     """y = the sum of x, float32 [n]."""
     return write(

@@ -277,6 +277,11 @@ def write_text(tf: Any, root: Path) -> None:
             },
             spec(None, tf.string, "text"),
         ),
+        number=signature(
+            tf,
+            lambda text: {"y": tf.strings.to_number(text)},
+            spec([], tf.string, "text"),
+        ),
         joined=signature(
             tf,
             lambda text: {"y": tf.strings.reduce_join(text, separator="-")},

@@ -14,6 +14,7 @@ platform's own; the CPU's ``cpu_device_count=4`` makes four devices of one.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import importlib
 import importlib.util
@@ -28,6 +29,7 @@ from typing import Any
 from ..errors import LoadError
 
 _lock = threading.Lock()
+_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
 Option = tuple[str, bool | int | float | str]
 
@@ -42,7 +44,8 @@ def capsule() -> Any:
     module = _import_native()
     with _lock:
         if module.platform() is None:
-            _open(module)
+            with _warnings_only():
+                _open(module)
         return module.capsule
 
 
@@ -50,9 +53,21 @@ def _import_native() -> Any:
     return importlib.import_module(f"{__package__}._xla")
 
 
+@contextlib.contextmanager
+def _warnings_only() -> Iterator[None]:
+    """As JAX does: what XLA says of its options goes to stderr otherwise. It reads the
+    level once; TensorFlow, and what this process starts, aren't to inherit it."""
+    if _LEVEL in os.environ:
+        yield
+        return
+    os.environ[_LEVEL] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(_LEVEL, None)
+
+
 def _open(module: Any) -> None:
-    # As JAX does: what XLA says of its options goes to stderr otherwise.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     wanted = os.environ.get("PYASYNCML_XLA_PLATFORM")
     options = _options(os.environ.get("PYASYNCML_XLA_OPTIONS", ""))
     reasons = []
