@@ -144,6 +144,10 @@ class Stats:
     that share. `cpu_held` of the process's `cpu_total` CPU tokens are taken, by
     whatever model. `instances` is what each of them did, in the order of `device=`.
 
+    `submitted` leaves out what was `rejected` and what had expired at the call. A
+    request given up after its run began counts as `cancelled` or `expired`, and may
+    count as `completed` too, where the run served it all the same.
+
     A reload sets nothing back: what the versions did is added up.
     """
 
