@@ -130,6 +130,32 @@ def test_rates_go_on_from_the_steps_that_came_in_between(kind):
     asyncio.run(main())
 
 
+@both
+def test_after_a_pause_rates_are_asked_for_from_where_the_run_stands(kind):
+    class Noting(EchoProgram):
+        def schedule(self, per_epoch, step):
+            asked.append((per_epoch, step))
+
+    asked = []
+
+    async def main():
+        program = Noting(await echo())
+        async with Trainer._of(program) as trainer:
+            data, options = data_of(kind, 5)
+            program.model.hold()
+            program.model.release(7)
+            fit = trainer.fit(data, epochs=2, **options)
+            await program.model.begun(8)
+            still = fit.pause()
+            program.model.release()
+            await still
+            fit.resume()
+            await fit
+            assert (5, 3) in asked
+
+    asyncio.run(main())
+
+
 class Renewed(EchoProgram):
     """What a change of the module makes of a program: another model, the old closed."""
 

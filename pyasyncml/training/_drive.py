@@ -130,7 +130,7 @@ class Drive:
             async with self._turn():
                 if steps is None or changes != self._turns.changes:
                     await self._program.open(batch, idle=True)
-                    schedule = self._program.schedule(per_epoch, first)
+                    schedule = self._program.schedule(per_epoch, position.step)
                 if steps is None:
                     model, changes = self._program.model, self._turns.changes
                     rest = self._last_apart(source)
