@@ -131,6 +131,28 @@ def test_rates_go_on_from_the_steps_that_came_in_between(kind):
 
 
 @both
+def test_a_pause_that_ends_at_once_leaves_no_rate_out(kind):
+    async def main():
+        trainer, model = await echo_trainer(rates=lambda step: float(step))
+        async with trainer:
+            data, options = data_of(kind, 9)
+            model.hold()
+            fit = trainer.fit(data, **options)
+            await model.begun(1)
+            if kind == "batches":
+                while model.stats().submitted < 4:
+                    await asyncio.sleep(0)
+            fit.pause()
+            fit.resume()
+            for _ in range(50):
+                await asyncio.sleep(0)  # what is taken back could be submitted here
+            model.release()
+            assert (await fit).losses == [*range(9)]
+
+    asyncio.run(main())
+
+
+@both
 def test_after_a_pause_rates_are_asked_for_from_where_the_run_stands(kind):
     class Noting(EchoProgram):
         def schedule(self, per_epoch, step):

@@ -299,6 +299,7 @@ class Drive:
         return not ahead or (
             len(ahead) < self._plan.prefetch
             and not self._run.paused
+            and not ahead.interrupted
             and not self._turns.wanted
         )
 
