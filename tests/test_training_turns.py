@@ -178,6 +178,39 @@ def test_after_a_pause_rates_are_asked_for_from_where_the_run_stands(kind):
     asyncio.run(main())
 
 
+class Apart(EchoProgram):
+    """An epoch's last batch is smaller, and making its graph takes until `go`."""
+
+    def __init__(self, model):
+        super().__init__(model, float)  # a loss that is a number, for any rows
+        self.opening, self.go = asyncio.Event(), asyncio.Event()
+
+    async def open(self, batch, idle):
+        if len(batch[0]) == 1:
+            self.opening.set()
+            await self.go.wait()
+
+    def fits(self, shapes):
+        return shapes[0][0] == 2
+
+
+def test_a_pause_while_the_last_batchs_graph_is_made_keeps_its_step_from_beginning():
+    async def main():
+        program = Apart(await echo())
+        async with Trainer._of(program) as trainer:
+            rows = np.arange(5.0)
+            fit = trainer.fit((rows,), batch_size=2, shuffle=False)
+            await program.opening.wait()
+            still = fit.pause()
+            program.go.set()
+            await still
+            assert program.model.runs == 2
+            fit.resume()
+            assert (await fit).losses == [0, 1, 2]
+
+    asyncio.run(main())
+
+
 class Renewed(EchoProgram):
     """What a change of the module makes of a program: another model, the old closed."""
 

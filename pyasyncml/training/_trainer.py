@@ -303,6 +303,7 @@ class Trainer:
         """
         async with self._still():
             self._turns.changes += 1
+            await self._program.open(batch, idle=True)
             values, cancelled = await one_step(self._program, batch, 0, epochs=0)
         if cancelled is not None:
             raise cancelled
