@@ -56,6 +56,37 @@ def test_a_step_of_its_own_at_an_epochs_end_ends_no_epoch():
     asyncio.run(main())
 
 
+class Sized(nn.Module):
+    """Takes a graph of its own for each number of rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.fc(x) * float(x.shape[0])
+
+
+def test_closing_that_is_cancelled_leaves_no_model_open():
+    async def main():
+        async with trainer_of(Sized()) as trainer:
+            for rows in (2, 3):
+                await trainer.step(torch.ones(rows, 4), torch.ones(rows, 1))
+            program = trainer._program
+            models = [model for _, model in program._models.values()]
+            assert len(models) == 2
+            closing = asyncio.create_task(program.close())
+            await asyncio.sleep(0)
+            closing.cancel()
+            await asyncio.wait([closing])
+            statuses = [model.health().status for model in models]
+            assert set(statuses) <= {"closing", "closed"}
+            for model in models:
+                await model.close()
+
+    asyncio.run(main())
+
+
 class Breakable(nn.Module):
     def __init__(self):
         super().__init__()

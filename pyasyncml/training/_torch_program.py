@@ -369,8 +369,9 @@ class TorchProgram:
         models = [model for _, model in (*self._models.values(), *self._evaluations)]
         self._models.clear()
         self._evaluations.clear()
-        for model in models:
-            await model.close()
+        # All have begun before one is waited for: a cancellation leaves none open.
+        for closing in [model.close() for model in models]:
+            await closing
 
     async def close(self) -> None:
         await self._close_models()
