@@ -266,6 +266,31 @@ def test_a_program_made_anew_in_a_pause_goes_on_where_the_old_one_was(kind, step
     asyncio.run(main())
 
 
+def test_two_event_loops_do_not_use_a_trainer_at_once(tmp_path):
+    async def main():
+        trainer, model = await echo_trainer()
+        async with trainer:
+            model.hold()
+
+            async def step():
+                return await trainer.step(np.array([50.0]))
+
+            other = asyncio.create_task(asyncio.to_thread(asyncio.run, step()))
+            await model.begun(1)
+            try:
+                with pytest.raises(RuntimeError, match="another event loop"):
+                    await trainer.save(tmp_path / "saved")
+                with pytest.raises(RuntimeError, match="another event loop"):
+                    await trainer.fit(Batches([1]))
+            finally:
+                model.release()
+            assert await other == {"loss": 50.0}
+            await trainer.save(tmp_path / "saved")
+            assert (await trainer.fit(Batches([1]))).losses == [1]
+
+    asyncio.run(main())
+
+
 class Two(EchoProgram):
     """Odd batches take another graph than even ones."""
 
