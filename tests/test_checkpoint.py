@@ -36,7 +36,7 @@ from pyasyncml.training._checkpoint import (  # noqa: E402
     save_checkpoint,
     take_checkpoint,
 )
-from pyasyncml.training._schedule import Schedule, SchedulerState  # noqa: E402
+from pyasyncml.training._schedule import RealScheduler, Schedule  # noqa: E402
 
 
 class Run:
@@ -48,19 +48,22 @@ class Run:
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 2, 0.5)
         self.generator = torch.Generator().manual_seed(1)
         self.step = trace(self.net, self.optimizer, self.data, generator=self.generator)
-        self.schedule = Schedule(self.step, self.scheduler, "step")
+        self.real = RealScheduler(self.optimizer, self.scheduler, "step")
 
     @property
     def parts(self):
         return {
-            "schedule": SchedulerState(self.scheduler),
+            "schedule": self.real,
             "step": self.step,
             "generators": [self.generator],
         }
 
     def train(self, first, last):
         chosen = list(batches(last, *self.data))[first:]
-        return run_steps(self.step, iter(chosen), self.schedule)
+        schedule = Schedule(self.step, self.scheduler, "step")
+        losses = run_steps(self.step, iter(chosen), schedule)
+        self.real.advance(last - first, 0)
+        return losses
 
     def take(self, **position):
         return take_checkpoint(

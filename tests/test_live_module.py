@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import importlib.util
+import sys
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -191,6 +193,23 @@ def test_closed_live_model_refuses(run):
 
 
 # --- torch modules ---
+
+
+def test_packages_that_another_thread_is_importing_are_no_obstacle(run, monkeypatch):
+    class Module:
+        def __call__(self, x):
+            return x
+
+    tensorflow = types.ModuleType("tensorflow")
+    tensorflow.Module = Module  # and neither its Tensor nor its Variable yet
+    monkeypatch.setitem(sys.modules, "tensorflow", tensorflow)
+    monkeypatch.setitem(sys.modules, "keras", types.ModuleType("keras"))
+
+    async def main():
+        async with ml.load(Module()) as model:
+            assert await model.infer(3) == 3
+
+    run(main)
 
 
 @marked

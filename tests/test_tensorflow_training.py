@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import re
 import shutil
 import subprocess
@@ -206,19 +205,33 @@ def test_a_module_of_its_own_making_trains_too(models):
     asyncio.run(main())
 
 
-def test_a_damaged_checkpoint_is_refused_and_leaves_the_model_running(models, tmp_path):
+@pytest.mark.parametrize("damaged", ["index", "data"])
+def test_a_damaged_checkpoint_is_refused_and_changes_nothing(
+    models, eager, tmp_path, damaged
+):
     async def main():
         shared = SharedProgram(models / "training")
         async with ml.load(shared, entry="train_step") as step:
             await call(shared.save, tmp_path / "saved")
-            for name in os.listdir(tmp_path):
-                content = (tmp_path / name).read_bytes()
-                (tmp_path / name).write_bytes(content[: len(content) // 2])
+            (path,) = tmp_path.glob(f"saved.{damaged}*")
+            content = path.read_bytes()
+            path.write_bytes(content[: len(content) // 2])
+            losses = await train(step, range(1))
             with pytest.raises(ml.BackendError):
                 await call(shared.restore, tmp_path / "saved")
-            assert np.isfinite(await train(step, range(3))).all()
+            losses += await train(step, range(1, 4))
+            assert np.array(losses).tobytes() == eager["losses"][:4].tobytes()
 
     asyncio.run(main())
+
+
+def test_saving_a_device_without_a_model_makes_no_session(models, tmp_path):
+    shutil.copytree(models / "training", tmp_path / "copy")
+    # Which a session would read.
+    (tmp_path / "copy" / "variables" / "variables.index").write_bytes(b"damaged")
+    shared = SharedProgram(tmp_path / "copy")
+    with pytest.raises(ml.LoadError, match="no model of this program runs on cuda:0"):
+        shared.save(tmp_path / "saved", device="cuda:0")
 
 
 def test_saving_needs_a_savedmodel(tmp_path):

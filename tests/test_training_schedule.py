@@ -21,7 +21,11 @@ from training_nets import (  # noqa: E402
     twins,
 )
 
-from pyasyncml.training._schedule import Schedule, varying  # noqa: E402
+from pyasyncml.training._schedule import (  # noqa: E402
+    RealScheduler,
+    Schedule,
+    varying,
+)
 
 
 def adam(parameters):
@@ -61,12 +65,16 @@ def test_a_scheduler_has_the_effect_that_it_has_in_pytorch(name, optimizer, cade
     ours, theirs, data = twins("mlp", optimizer)
     scheduler, reference = SCHEDULERS[name](ours[1]), SCHEDULERS[name](theirs[1])
     step = trace(*ours, data, varying=varying(scheduler))
-    schedule = Schedule(step, scheduler, cadence, steps_per_epoch=4)
+    real = RealScheduler(ours[1], scheduler, cadence)
     parts = list(batches(11, *data))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        got = run_steps(step, iter(parts[:5]), schedule)
-        got += run_steps(step, iter(parts[5:]), schedule)
+        got = run_steps(step, iter(parts[:5]), Schedule(step, scheduler, cadence, 4))
+        real.advance(5, 1)
+        got += run_steps(
+            step, iter(parts[5:]), Schedule(step, scheduler, cadence, 4, position=1)
+        )
+        real.advance(6, 1)
     assert got == torch_loop(
         *theirs, iter(parts), scheduler=reference, every=1 if cadence == "step" else 4
     )
@@ -118,32 +126,36 @@ def test_a_table_is_called_constant_only_where_it_is():
 
 
 def test_a_plateau_takes_the_metric_of_each_epoch():
-    (module, optimizer), _, data = twins("mlp", sgd)
+    (_, optimizer), _, _ = twins("mlp", sgd)
     scheduler = lrs.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
-    schedule = Schedule(
-        trace(module, optimizer, data), scheduler, "epoch", steps_per_epoch=2
-    )
-    assert schedule.needs_metric
-    schedule.advance(2)
-    schedule.advance_with(1.0)
-    schedule.advance(2)
-    schedule.advance_with(1.0)
+    real = RealScheduler(optimizer, scheduler, "epoch")
+    assert real.needs_metric
+    real.advance(2, 1)
+    real.advance_with(1.0)
+    real.advance(2, 1)
+    real.advance_with(1.0)
     assert optimizer.param_groups[0]["lr"] == 0.005
     with pytest.raises(ValueError, match="takes a metric"):
-        Schedule(schedule.step, scheduler, "step")
+        RealScheduler(optimizer, scheduler, "step")
 
 
 def test_what_is_no_scheduler_of_this_optimizer_is_refused():
-    (module, optimizer), (_, other), data = twins("mlp", sgd)
-    step = trace(module, optimizer, data)
+    (_, optimizer), (_, other), _ = twins("mlp", sgd)
     with pytest.raises(TypeError, match="got float"):
-        Schedule(step, 0.1)
+        RealScheduler(optimizer, 0.1, "epoch")
     with pytest.raises(ValueError, match="another optimizer"):
-        Schedule(step, lrs.StepLR(other, 1))
+        RealScheduler(optimizer, lrs.StepLR(other, 1), "epoch")
     with pytest.raises(ValueError, match="'step' or 'epoch'"):
-        Schedule(step, None, "week")
-    with pytest.raises(ValueError, match="steps_per_epoch"):
-        table(Schedule(step, lrs.StepLR(optimizer, 1), "epoch"), 3)
+        RealScheduler(optimizer, None, "week")
+
+
+def test_a_table_of_epochs_of_no_known_length_ends_none():
+    (module, optimizer), _, data = twins("mlp", sgd)
+    step = trace(module, optimizer, data)
+    scheduler = lrs.StepLR(optimizer, 1, 0.5)
+    assert table(Schedule(step, scheduler, "epoch"), 3).tolist() == [[-0.01]] * 3
+    rows = table(Schedule(step, scheduler, "epoch", 3, position=2), 3)
+    assert rows.tolist() == [[-0.01], [-0.005], [-0.005]]
 
 
 def test_a_scheduler_of_more_than_the_traced_hyperparameters_is_refused():

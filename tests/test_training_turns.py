@@ -130,6 +130,87 @@ def test_rates_go_on_from_the_steps_that_came_in_between(kind):
     asyncio.run(main())
 
 
+@both
+def test_a_pause_that_ends_at_once_leaves_no_rate_out(kind):
+    async def main():
+        trainer, model = await echo_trainer(rates=lambda step: float(step))
+        async with trainer:
+            data, options = data_of(kind, 9)
+            model.hold()
+            fit = trainer.fit(data, **options)
+            await model.begun(1)
+            if kind == "batches":
+                while model.stats().submitted < 4:
+                    await asyncio.sleep(0)
+            fit.pause()
+            fit.resume()
+            for _ in range(50):
+                await asyncio.sleep(0)  # what is taken back could be submitted here
+            model.release()
+            assert (await fit).losses == [*range(9)]
+
+    asyncio.run(main())
+
+
+@both
+def test_after_a_pause_rates_are_asked_for_from_where_the_run_stands(kind):
+    class Noting(EchoProgram):
+        def schedule(self, per_epoch, step):
+            asked.append((per_epoch, step))
+
+    asked = []
+
+    async def main():
+        program = Noting(await echo())
+        async with Trainer._of(program) as trainer:
+            data, options = data_of(kind, 5)
+            program.model.hold()
+            program.model.release(7)
+            fit = trainer.fit(data, epochs=2, **options)
+            await program.model.begun(8)
+            still = fit.pause()
+            program.model.release()
+            await still
+            fit.resume()
+            await fit
+            assert (5, 3) in asked
+
+    asyncio.run(main())
+
+
+class Apart(EchoProgram):
+    """An epoch's last batch is smaller, and making its graph takes until `go`."""
+
+    def __init__(self, model):
+        super().__init__(model, float)  # a loss that is a number, for any rows
+        self.opening, self.go = asyncio.Event(), asyncio.Event()
+
+    async def open(self, batch, idle):
+        if len(batch[0]) == 1:
+            self.opening.set()
+            await self.go.wait()
+
+    def fits(self, shapes):
+        return shapes[0][0] == 2
+
+
+def test_a_pause_while_the_last_batchs_graph_is_made_keeps_its_step_from_beginning():
+    async def main():
+        program = Apart(await echo())
+        async with Trainer._of(program) as trainer:
+            rows = np.arange(5.0)
+            fit = trainer.fit((rows,), batch_size=2, shuffle=False)
+            await program.opening.wait()
+            still = fit.pause()
+            program.go.set()
+            await still
+            assert program.model.runs == 2
+            fit.resume()
+            assert (await fit).losses == [0, 1, 2]
+
+    asyncio.run(main())
+
+
 class Renewed(EchoProgram):
     """What a change of the module makes of a program: another model, the old closed."""
 
@@ -181,6 +262,31 @@ def test_a_program_made_anew_in_a_pause_goes_on_where_the_old_one_was(kind, step
         assert history.losses == expected.losses
         assert history.epochs == expected.epochs
         assert (program.steps, program.epochs) == (50 + 4 * steps, 5)
+
+    asyncio.run(main())
+
+
+def test_two_event_loops_do_not_use_a_trainer_at_once(tmp_path):
+    async def main():
+        trainer, model = await echo_trainer()
+        async with trainer:
+            model.hold()
+
+            async def step():
+                return await trainer.step(np.array([50.0]))
+
+            other = asyncio.create_task(asyncio.to_thread(asyncio.run, step()))
+            await model.begun(1)
+            try:
+                with pytest.raises(RuntimeError, match="another event loop"):
+                    await trainer.save(tmp_path / "saved")
+                with pytest.raises(RuntimeError, match="another event loop"):
+                    await trainer.fit(Batches([1]))
+            finally:
+                model.release()
+            assert await other == {"loss": 50.0}
+            await trainer.save(tmp_path / "saved")
+            assert (await trainer.fit(Batches([1]))).losses == [1]
 
     asyncio.run(main())
 

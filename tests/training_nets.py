@@ -155,7 +155,6 @@ def run_steps(
     losses = []
     for row, batch in zip(table(schedule, len(chosen)), chosen, strict=True):
         losses.append(run_step(step.variant(batch), row, batch)[0].item())
-    schedule.advance(len(chosen))
     step.sync(len(chosen))
     return losses
 

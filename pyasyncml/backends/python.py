@@ -30,12 +30,19 @@ def _tensorflow_types() -> tuple[type, ...]:
         "tensorflow.Module",
         "tensorflow.types.experimental.Callable",  # of tf.function and SavedModels
     ):
-        package, *names = path.split(".")
-        item: Any = sys.modules.get(package)
-        for name in names:  # not there yet while another thread imports it
-            item = getattr(item, name, None)
+        item = _imported(path)
         found += (item,) if isinstance(item, type) else ()
     return found
+
+
+def _imported(path: str) -> Any:
+    """What is there; None also where another thread has come half through importing
+    it."""
+    package, *names = path.split(".")
+    item: Any = sys.modules.get(package)
+    for name in names:
+        item = getattr(item, name, None)
+    return item
 
 
 def _run_tensorflow(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -47,14 +54,14 @@ def _array(leaf: Any) -> Any:
     would be: of no axes too, and with objects for strings."""
     import numpy as np
 
-    tensorflow, keras = sys.modules.get("tensorflow"), sys.modules.get("keras")
-    if tensorflow is not None and isinstance(
-        leaf, (tensorflow.Tensor, tensorflow.Variable)
-    ):
+    kinds = _imported("tensorflow.Tensor"), _imported("tensorflow.Variable")
+    if any(kind is not None and isinstance(leaf, kind) for kind in kinds):
         value = leaf.numpy()
         return np.array(value, object) if leaf.dtype == "string" else np.asarray(value)
-    if keras is not None and keras.ops.is_tensor(leaf):
-        return keras.ops.convert_to_numpy(leaf)
+    is_tensor = _imported("keras.ops.is_tensor")
+    to_numpy = _imported("keras.ops.convert_to_numpy")
+    if is_tensor is not None and to_numpy is not None and is_tensor(leaf):
+        return to_numpy(leaf)
     return leaf
 
 

@@ -117,8 +117,9 @@ class SharedProgram:
 
     def restore(self, prefix: str | os.PathLike[str]) -> None:
         """Read the variables from a checkpoint that `save` wrote, or TensorFlow did for
-        the same program: on all devices that its models run on, one by one; on the CPU
-        where there is no model yet. As `save`."""
+        the same program: on all devices that its models run on, one by one, up to one
+        where that fails (what can't be read is found at the first, which keeps what it
+        has); on the CPU where there is no model yet. As `save`."""
         capsule()
         self._native.restore(self._program, os.fspath(prefix))
 

@@ -20,7 +20,7 @@ _INTERVAL = 0.01
 
 
 class Table:
-    """Rows for `steps` steps; `bind` to the steps before any of them runs."""
+    """`rows` for `steps` steps, which run inside `kept_ahead` only."""
 
     def __init__(self, schedule: Schedule, steps: int, columns: int) -> None:
         self.rows = np.empty((steps, columns), dtype=np.float64)

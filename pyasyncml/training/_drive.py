@@ -130,7 +130,7 @@ class Drive:
             async with self._turn():
                 if steps is None or changes != self._turns.changes:
                     await self._program.open(batch, idle=True)
-                    schedule = self._program.schedule(per_epoch, first)
+                    schedule = self._program.schedule(per_epoch, position.step)
                 if steps is None:
                     model, changes = self._program.model, self._turns.changes
                     rest = self._last_apart(source)
@@ -185,10 +185,15 @@ class Drive:
         )
 
     async def _fit_rest(self, source: _data.Arrays, order: Order) -> None:
-        """An epoch's last batch, in a step of its own; in a turn."""
+        """An epoch's last batch, in a step of its own; in a turn. Nothing, where the
+        run is paused before it begins."""
         run, position = self._run, self._position
+        batch = _rows(source, order)
+        await self._program.open(batch, idle=True)
+        if run.paused:
+            return
         values, cancelled = await one_step(
-            self._program, _rows(source, order), self._plan.priority, epochs=1
+            self._program, batch, self._plan.priority, epochs=1
         )
         position.epoch += 1
         position.step = 0
@@ -299,6 +304,7 @@ class Drive:
         return not ahead or (
             len(ahead) < self._plan.prefetch
             and not self._run.paused
+            and not ahead.interrupted
             and not self._turns.wanted
         )
 
@@ -350,9 +356,9 @@ class Drive:
 async def one_step(
     program: Program, batch: tuple[Any, ...], priority: int, epochs: int
 ) -> tuple[list[float], asyncio.CancelledError | None]:
-    """A step by itself, in a turn: what it gave, and a cancellation that came while it
-    ran; one that came before is raised, and no step is done."""
-    await program.open(batch, idle=True)
+    """A step by itself of the program that is open, in a turn: what it gave, and a
+    cancellation that came while it ran; one that came before is raised, and no step is
+    done."""
     future = submit(program, batch, program.schedule(None, 0), priority)
     cancelled = None
     try:

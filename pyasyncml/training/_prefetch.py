@@ -13,11 +13,14 @@ Batch = tuple[Any, ...]
 
 class Prefetch:
     """Batches in their order: those whose steps are in flight, then those that wait to
-    be submitted. What has not begun can be taken back, and comes again."""
+    be submitted. What has not begun can be taken back, and comes again, with rates of
+    its own."""
 
     def __init__(self) -> None:
         self._flying: deque[tuple[Batch, Model, Future[Any]]] = deque()
         self.waiting: deque[Batch] = deque()
+        #: None may follow what is in flight: the rates that come next are not theirs.
+        self.interrupted = False
 
     def __len__(self) -> int:
         """How many are in flight."""
@@ -35,6 +38,8 @@ class Prefetch:
 
     def submitted(self, model: Model, future: Future[Any]) -> None:
         """The first that waited is in flight now."""
+        if not self._flying:
+            self.interrupted = False
         self._flying.append((self.waiting.popleft(), model, future))
 
     def pop(self) -> Future[Any]:
@@ -42,7 +47,8 @@ class Prefetch:
         return self._flying.popleft()[2]
 
     def take_back(self) -> None:
-        """What has not begun waits to be submitted again."""
+        """What has not begun waits to be submitted again, once nothing is in flight."""
+        self.interrupted = True
         while self._flying:
             batch, model, future = self._flying[-1]
             if not model._withdraw(future):

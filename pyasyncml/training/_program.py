@@ -55,8 +55,8 @@ class Program(Protocol):
         `per_epoch`: steps, where that is known; `step`: of the epoch, the next."""
 
     def advanced(self, steps: int, epochs: int) -> None:
-        """So many steps have ended since the last call, and with them so many epochs.
-        The framework's own objects are brought up to date."""
+        """So many steps have ended since the last call, and so many epochs. The
+        framework's own objects are brought up to date."""
 
     def epoch_metric(self) -> bool:
         """Whether `epoch_ended` must be called after each epoch."""

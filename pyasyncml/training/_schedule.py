@@ -19,16 +19,11 @@ class Schedule:
     """The numbers that a traced step takes with each call, worked out in advance.
 
     `rows()` has a row a step and a column for each of the step's `columns`. It plays
-    the scheduler on a copy of optimizer and scheduler and leaves the real ones alone;
-    `advance(k)` steps the real scheduler as often as `k` steps do, so that
-    `optimizer.param_groups` say what PyTorch's own loop would have left there.
+    the scheduler on a copy of optimizer and scheduler and leaves the real ones alone.
 
     `cadence`: whether the scheduler is stepped after each step or after each epoch of
-    `steps_per_epoch` steps (which may be set later and between two epochs).
-
-    A scheduler that wants a metric (`ReduceLROnPlateau`) has `needs_metric`: it is
-    stepped once an epoch, by `advance_with(metric)`, and rows are good no further
-    than the epoch's end.
+    `steps_per_epoch` steps, of which `position` were taken before the first row; None:
+    no row is known to end one.
     """
 
     def __init__(
@@ -37,24 +32,20 @@ class Schedule:
         scheduler: Any = None,
         cadence: Cadence = "epoch",
         steps_per_epoch: int | None = None,
+        position: int = 0,
     ) -> None:
-        check_scheduler(step.optimizer, scheduler, cadence)
         self.step = step
         self.optimizer = step.optimizer
         self.scheduler = scheduler
         self.cadence = cadence
         self.steps_per_epoch = steps_per_epoch
-        self.position = 0  # steps taken in the epoch under way
-
-    @property
-    def needs_metric(self) -> bool:
-        return needs_metric(self.scheduler)
+        self.position = position
 
     @property
     def constant(self) -> bool:
         """Whether every row is the same until a metric changes it."""
         rates = all(column.startswith("lr[") for column in self.step.columns)
-        return rates and (self.scheduler is None or self.needs_metric)
+        return rates and (self.scheduler is None or needs_metric(self.scheduler))
 
     def rows(self) -> Iterator[list[float]]:
         """The next steps' numbers, without end. About 3 µs a row and group, more with a
@@ -71,50 +62,9 @@ class Schedule:
                 row += [numbers[column] for column in bucket.columns]
             yield row
 
-    def end_epoch(self) -> None:
-        """Steps a schedule by the epoch whose epochs have no known length."""
-        if self.cadence == "epoch" and self.scheduler and not self.needs_metric:
-            self._step_real()
-
-    def advance(self, k: int) -> None:
-        """`k` steps were taken: the real scheduler follows. One that needs a metric is
-        only counted for."""
-        for _ in range(self._due(k)):
-            self._step_real()
-        self._count(k)
-
-    def advance_with(self, metric: float) -> None:
-        """An epoch ended with this metric: for schedulers that need one."""
-        self._step_real(metric)
-
-    def _per_epoch(self) -> int:
-        if self.steps_per_epoch is None or self.steps_per_epoch < 1:
-            raise ValueError("steps_per_epoch: a schedule by the epoch needs it")
-        return self.steps_per_epoch
-
-    def _due(self, k: int) -> int:
-        """How often the scheduler is stepped in the next `k` steps."""
-        if self.scheduler is None or self.needs_metric:
-            return 0
-        if self.cadence == "step":
-            return k
-        return (self.position + k) // self._per_epoch()
-
-    def _count(self, k: int) -> None:
-        self.position += k
-        if self.steps_per_epoch is not None:
-            self.position %= self._per_epoch()
-
-    def _step_real(self, *metric: float) -> None:
-        # PyTorch warns where a scheduler is stepped before its optimizer ever was.
-        self.optimizer._opt_called = True  # type: ignore[attr-defined]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*lr_scheduler.step.*")
-            self.scheduler.step(*metric)
-
     def _groups(self) -> Iterator[list[dict[str, Any]]]:
         """The optimizer's groups before each of the next steps."""
-        while self.scheduler is None or self.needs_metric:
+        while self.scheduler is None or needs_metric(self.scheduler):
             yield self.optimizer.param_groups
         optimizer, scheduler = _played(self.optimizer, self.scheduler)
         position = self.position
@@ -123,7 +73,7 @@ class Schedule:
             yield optimizer.param_groups
             position += 1
             if self.cadence == "epoch":
-                if position < self._per_epoch():
+                if self.steps_per_epoch is None or position < self.steps_per_epoch:
                     continue
                 position = 0
             with warnings.catch_warnings():
@@ -137,12 +87,42 @@ class Schedule:
                 )
 
 
-class SchedulerState:
-    """A scheduler as a checkpoint keeps it. Where in the epoch it stands is the
-    trainer's to say."""
+class RealScheduler:
+    """The scheduler itself, None included: stepped as PyTorch's own loop would step it,
+    so that `optimizer.param_groups` say what that would have left there, and as a
+    checkpoint keeps it. Where in the epoch training stands is the trainer's to say.
 
-    def __init__(self, scheduler: Any) -> None:
+    One that wants a metric (`ReduceLROnPlateau`) has `needs_metric`: it is stepped once
+    an epoch, by `advance_with(metric)`, and rows are good no further than that.
+
+    Raises `TypeError` or `ValueError` for what is no scheduler of this optimizer.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, scheduler: Any, cadence: Cadence
+    ) -> None:
+        check_scheduler(optimizer, scheduler, cadence)
+        self._optimizer = optimizer
         self._scheduler = scheduler
+        self._cadence = cadence
+        self.needs_metric = needs_metric(scheduler)
+
+    def advance(self, steps: int, epochs: int) -> None:
+        """So many steps have ended, and with them so many epochs."""
+        if self._scheduler is not None and not self.needs_metric:
+            for _ in range(steps if self._cadence == "step" else epochs):
+                self._step()
+
+    def advance_with(self, metric: float) -> None:
+        """An epoch ended with this metric: for schedulers that need one."""
+        self._step(metric)
+
+    def _step(self, *metric: float) -> None:
+        # PyTorch warns where a scheduler is stepped before its optimizer ever was.
+        self._optimizer._opt_called = True  # type: ignore[attr-defined]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*lr_scheduler.step.*")
+            self._scheduler.step(*metric)
 
     def state_dict(self) -> dict[str, Any]:
         scheduler = self._scheduler

@@ -28,7 +28,7 @@ from ._optimizers import rules_of
 from ._parallel import Replicas, check_loss
 from ._program import numbers
 from ._run import whole
-from ._schedule import Schedule, SchedulerState, check_scheduler, varying
+from ._schedule import RealScheduler, Schedule, varying
 from ._torch_evaluation import Mean, TracedEvaluation, trace_evaluation
 from ._torch_step import TracedStep, check_options, trace_step
 
@@ -81,7 +81,7 @@ class TorchProgram:
             )
         check_options(loss, clip_norm, accumulate)
         rules_of(optimizer)
-        check_scheduler(optimizer, scheduler, scheduler_interval)
+        real_scheduler = RealScheduler(optimizer, scheduler, scheduler_interval)
         if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
             raise ValueError(f"threads: expected an int, 1 or more, got {threads!r}")
         modules = [m for m in (module, loss) if isinstance(m, torch.nn.Module)]
@@ -101,6 +101,7 @@ class TorchProgram:
         self._loss = loss
         self._optimizer = optimizer
         self._scheduler = scheduler
+        self._real_scheduler = real_scheduler
         self._interval = scheduler_interval
         self._options: dict[str, Any] = {
             "clip_norm": clip_norm,
@@ -118,8 +119,6 @@ class TorchProgram:
         # Those used last come last.
         self._models: dict[int, tuple[TracedStep, Model]] = {}  # by the step's id
         self._evaluations: list[tuple[TracedEvaluation, Model]] = []
-        self._schedule: Schedule
-        self._lengths_known = True
         self.model: Model
 
     # --- the step ---
@@ -205,34 +204,30 @@ class TorchProgram:
 
     def _take(self, step: TracedStep) -> None:
         self._first = step
-        self._schedule = Schedule(step, self._scheduler, self._interval)
 
     def fits(self, shapes: Sequence[Sequence[int]]) -> bool:
         assert self._first is not None
         return self._first.fits(shapes)
 
     def schedule(self, per_epoch: int | None, step: int) -> _Rows:
-        self._lengths_known = per_epoch is not None
-        # Where the length isn't known `advanced` says when an epoch ends.
-        self._schedule.steps_per_epoch = 1 << 62 if per_epoch is None else per_epoch
-        self._schedule.position = step
-        return _Rows(self._schedule)
+        assert self._first is not None
+        return _Rows(
+            Schedule(self._first, self._scheduler, self._interval, per_epoch, step)
+        )
 
     def advanced(self, steps: int, epochs: int) -> None:
-        assert self._first is not None
-        self._proved = self._proved or steps > 0
-        self._schedule.advance(steps)
-        if not self._lengths_known:
-            for _ in range(epochs):
-                self._schedule.position = 0
-                self._schedule.end_epoch()
-        self._first.sync(steps)
+        self._real_scheduler.advance(steps, epochs)
+        # An epoch can end while somebody else's step is traced: there is none then.
+        if steps > 0:
+            assert self._first is not None
+            self._proved = True
+            self._first.sync(steps)
 
     def epoch_metric(self) -> bool:
-        return self._schedule.needs_metric
+        return self._real_scheduler.needs_metric
 
     def epoch_ended(self, metric: float) -> None:
-        self._schedule.advance_with(metric)
+        self._real_scheduler.advance_with(metric)
 
     # --- evaluation ---
 
@@ -339,7 +334,7 @@ class TorchProgram:
             self._module,
             self._loss,
             self._optimizer,
-            schedule=SchedulerState(self._scheduler),
+            schedule=self._real_scheduler,
             step=self._first,
             generators=self._generators,
             position=position,
@@ -358,7 +353,7 @@ class TorchProgram:
             self._module,
             self._loss,
             self._optimizer,
-            schedule=SchedulerState(self._scheduler),
+            schedule=self._real_scheduler,
             step=self._first,
             generators=self._generators,
         )
@@ -374,8 +369,9 @@ class TorchProgram:
         models = [model for _, model in (*self._models.values(), *self._evaluations)]
         self._models.clear()
         self._evaluations.clear()
-        for model in models:
-            await model.close()
+        # All have begun before one is waited for: a cancellation leaves none open.
+        for closing in [model.close() for model in models]:
+            await closing
 
     async def close(self) -> None:
         await self._close_models()

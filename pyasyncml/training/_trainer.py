@@ -30,6 +30,9 @@ class Trainer:
     optimizer's own state; from then on no Python runs between two steps over arrays.
     After an await the module is trained and ``optimizer.state_dict()`` is right: go on
     in plain PyTorch, and back.
+
+    One event loop at a time uses a trainer: its methods raise `RuntimeError` while a
+    run, a step or a copy of the weights is under way on another.
     """
 
     def __init__(
@@ -303,6 +306,7 @@ class Trainer:
         """
         async with self._still():
             self._turns.changes += 1
+            await self._program.open(batch, idle=True)
             values, cancelled = await one_step(self._program, batch, 0, epochs=0)
         if cancelled is not None:
             raise cancelled

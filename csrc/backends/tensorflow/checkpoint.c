@@ -25,19 +25,16 @@ find_session(struct paml_tf_program *program, const DLDevice *device)
     return found;
 }
 
-/* The program as read, and at least one session: on the CPU where there is none.
+/* At least one session: on the CPU where there is none. PAML_OK or see `err`.
    Thread: any. GIL: not held. Locks: takes the program's. */
-static const struct paml_tf_saved_model *
-open_program(struct paml_tf_program *program, struct paml_error *err)
+static int
+need_session(struct paml_tf_program *program, struct paml_error *err)
 {
-    const struct paml_tf_saved_model *model = paml_tf_program_read(program, err);
-
-    if (model == NULL ||
-        (find_session(program, NULL) == NULL &&
-         paml_tf_program_session(program, (DLDevice){kDLCPU, 0}, 1, err) == NULL)) {
-        return NULL;
+    if (find_session(program, NULL) == NULL &&
+        paml_tf_program_session(program, (DLDevice){kDLCPU, 0}, 1, err) == NULL) {
+        return err->code;
     }
-    return model;
+    return PAML_OK;
 }
 
 /* Runs the saver with the path: `fetched` is an output of it, or `target` an operation.
@@ -98,7 +95,9 @@ paml_tf_save(struct paml_tf_program *program, const DLDevice *device,
     const struct paml_tf_session *session;
     char text[64];
 
-    if (open_program(program, err) == NULL) {
+    if (paml_tf_program_read(program, err) == NULL ||
+        ((device == NULL || device->device_type == kDLCPU) &&
+         need_session(program, err) != PAML_OK)) {
         return err->code;
     }
     session = find_session(program, device);
@@ -119,7 +118,8 @@ paml_tf_restore(struct paml_tf_program *program, const char *prefix,
     const struct paml_tf_session *session;
     int code = PAML_OK;
 
-    if (open_program(program, err) == NULL) {
+    if (paml_tf_program_read(program, err) == NULL ||
+        need_session(program, err) != PAML_OK) {
         return err->code;
     }
     pthread_mutex_lock(&program->lock);
