@@ -56,6 +56,29 @@ def test_a_step_of_its_own_at_an_epochs_end_ends_no_epoch():
     asyncio.run(main())
 
 
+def test_a_checkpoint_of_an_epochs_last_step_goes_on_with_the_epochs_end(tmp_path):
+    def fresh():
+        return trainer_of(nn.Linear(4, 1), lambda o: lrs.StepLR(o, 1, 0.5))
+
+    async def main():
+        async with fresh() as trainer:
+
+            async def save():
+                if not (tmp_path / "saved").exists():
+                    while trainer._position.step < 3:
+                        await asyncio.sleep(0)
+                    await trainer.save(tmp_path / "saved")
+
+            expected = await trainer.fit(Source([BATCH] * 3, save), epochs=2)
+        async with fresh() as trainer:
+            await trainer.restore(tmp_path / "saved")
+            history = await trainer.fit(Source([BATCH] * 3, save), epochs=2)
+            assert history.losses == expected.losses[3:]
+            assert trainer._program._scheduler.last_epoch == 2
+
+    asyncio.run(main())
+
+
 class Sized(nn.Module):
     """Takes a graph of its own for each number of rows."""
 

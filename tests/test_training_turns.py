@@ -211,6 +211,35 @@ def test_a_pause_while_the_last_batchs_graph_is_made_keeps_its_step_from_beginni
     asyncio.run(main())
 
 
+@both
+def test_what_a_pause_changes_while_the_program_is_opened_is_looked_up(kind):
+    class Slow(EchoProgram):
+        now, found = "before", None
+
+        async def open(self, batch, idle):
+            found = self.now
+            opening.set()
+            await go.wait()
+            self.found = found
+
+    opening, go = asyncio.Event(), asyncio.Event()
+
+    async def main():
+        program = Slow(await echo())
+        async with Trainer._of(program) as trainer:
+            data, options = data_of(kind, 1)
+            fit = trainer.fit(data, **options)
+            await opening.wait()
+            fit.pause()
+            program.now = "after"
+            fit.resume()
+            go.set()
+            await fit
+            assert program.found == "after"
+
+    asyncio.run(main())
+
+
 class Renewed(EchoProgram):
     """What a change of the module makes of a program: another model, the old closed."""
 

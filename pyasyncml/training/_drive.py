@@ -65,6 +65,14 @@ class Drive:
         finally:
             self._run.leave_turn()
 
+    async def _open(self, batch: tuple[Any, ...]) -> None:
+        """The program for batches like this one, in a turn before any step of it. What
+        is changed in a pause meanwhile counts too."""
+        changes = None
+        while changes != self._turns.changes:
+            changes = self._turns.changes
+            await self._program.open(batch, idle=True)
+
     # --- arrays: the worker goes from step to step by itself ---
 
     async def _fit_arrays(self, source: _data.Arrays) -> None:
@@ -72,7 +80,7 @@ class Drive:
         run, plan, position = self._run, self._plan, self._position
         per_epoch = steps_per_epoch(source.rows, plan.batch)
         async with self._turn():
-            await self._program.open(_rows(source, slice(plan.batch)), idle=True)
+            await self._open(_rows(source, slice(plan.batch)))
         run.expect(self._program.values)
         if position.step >= per_epoch:
             raise InputError(
@@ -129,7 +137,7 @@ class Drive:
         while steps is None or steps.done < n_steps:
             async with self._turn():
                 if steps is None or changes != self._turns.changes:
-                    await self._program.open(batch, idle=True)
+                    await self._open(batch)
                     schedule = self._program.schedule(per_epoch, position.step)
                 if steps is None:
                     model, changes = self._program.model, self._turns.changes
@@ -189,7 +197,7 @@ class Drive:
         run is paused before it begins."""
         run, position = self._run, self._position
         batch = _rows(source, order)
-        await self._program.open(batch, idle=True)
+        await self._open(batch)
         if run.paused:
             return
         values, cancelled = await one_step(
@@ -282,7 +290,7 @@ class Drive:
                         may = False
                 else:
                     await run.take_turn()
-                    await program.open(batch, idle=True)
+                    await self._open(batch)
                     run.expect(program.values)
                     schedule = program.schedule(per_epoch, self._position.step)
                     may = not run.paused
