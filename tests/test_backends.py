@@ -74,6 +74,20 @@ def folder(nets: Nets, tmp_path_factory: Any) -> Callable[[Backend], Path]:
     return written
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once(folder: Callable[[Backend], Path], images: np.ndarray) -> None:
+    """XLA makes threads when it compiles its first program, which have the name
+    of the worker that asked for it: they are there before the first test."""
+
+    async def serve(backend: Backend) -> None:
+        async with ml.load(folder(backend) / "good", device=backend.device) as model:
+            await model.infer(images)
+
+    for backend in INSTALLED:
+        if backend.name == "xla":
+            asyncio.run(serve(backend))
+
+
 @pytest.fixture(params=BACKENDS, ids=lambda backend: backend.id)
 def backend(request: pytest.FixtureRequest) -> Backend:
     if missing := request.param.missing():
