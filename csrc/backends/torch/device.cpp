@@ -51,7 +51,7 @@ total_memory(Allocator *allocator, c10::DeviceIndex index)
     return (uint64_t)allocator->getMemoryInfo(index).second;
 }
 
-uint64_t
+[[maybe_unused]] uint64_t
 total_memory(const void *, c10::DeviceIndex)
 {
     throw std::runtime_error("torch " PAML_TORCH_VERSION " doesn't tell");
