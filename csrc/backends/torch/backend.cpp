@@ -181,6 +181,7 @@ const struct paml_backend paml_torch_backend = {
     .finish = torch_finish,
     .order = torch_order,
     .download = torch_download,
+    .crowded = nullptr,
 };
 
 } // extern "C"
