@@ -16,6 +16,7 @@
 
 #include "budget.h"
 #include "clock.h"
+#include "run_tests.h"
 
 #define CHECK(condition)                                                               \
     do {                                                                               \
@@ -265,11 +266,7 @@ quotas_of_control_groups_and_of_those_above_them_count(void)
 int
 main(void)
 {
-    static const struct {
-        const char *name;
-        void (*run)(void);
-    } tests[] = {
-#define TEST(name) {#name, name}
+    static const struct test tests[] = {
         TEST(the_environment_says_how_many_tokens_there_are),
         TEST(tokens_that_nobody_waits_for_are_taken_and_given_back),
         TEST(more_tokens_than_there_are_means_all_of_them),
@@ -277,16 +274,8 @@ main(void)
         TEST(few_tokens_dont_overtake_many),
         TEST(eight_threads_never_hold_more_than_there_is_and_all_get_through),
         TEST(quotas_of_control_groups_and_of_those_above_them_count),
-#undef TEST
     };
-    int count = (int)(sizeof(tests) / sizeof(tests[0]));
 
     CHECK(setenv(PAML_BUDGET_VARIABLE, "5", 1) == 0);
-    for (int i = 0; i < count; i++) {
-        printf("%s\n", tests[i].name);
-        fflush(stdout);
-        tests[i].run();
-    }
-    printf("%d passed, 0 failed\n", count);
-    return 0;
+    return run_tests(tests, sizeof(tests) / sizeof(tests[0]), NULL);
 }

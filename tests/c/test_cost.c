@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #include "cost.h"
+#include "run_tests.h"
 
 #define CHECK(condition)                                                               \
     do {                                                                               \
@@ -209,14 +210,16 @@ memory_that_ran_out_halves_the_rows_and_good_runs_raise_them_again(void)
     CHECK(paml_cost_cap(&model, 3) == 1);
 }
 
+static void
+reseed(void)
+{
+    seed = 11;
+}
+
 int
 main(void)
 {
-    static const struct {
-        const char *name;
-        void (*run)(void);
-    } tests[] = {
-#define TEST(name) {#name, name}
+    static const struct test tests[] = {
         TEST(nothing_is_known_of_what_never_ran),
         TEST(two_exact_runs_tell_a_from_b),
         TEST(noisy_runs_are_predicted_well_at_every_size),
@@ -227,16 +230,7 @@ main(void)
         TEST(a_lasting_change_is_followed_within_ten_runs),
         TEST(the_bucket_longest_out_of_use_makes_room),
         TEST(memory_that_ran_out_halves_the_rows_and_good_runs_raise_them_again),
-#undef TEST
     };
-    int count = (int)(sizeof(tests) / sizeof(tests[0]));
 
-    for (int i = 0; i < count; i++) {
-        printf("%s\n", tests[i].name);
-        fflush(stdout);
-        seed = 11;
-        tests[i].run();
-    }
-    printf("%d passed, 0 failed\n", count);
-    return 0;
+    return run_tests(tests, sizeof(tests) / sizeof(tests[0]), reseed);
 }

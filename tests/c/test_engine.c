@@ -4,6 +4,7 @@
  * program with status 1.
  */
 #include "engine_helpers.h"
+#include "run_tests.h"
 
 /* --- the mailbox --- */
 
@@ -423,11 +424,7 @@ close_of_a_model_that_replaced_others_awaits_them_all(void)
 int
 main(void)
 {
-    static const struct {
-        const char *name;
-        void (*run)(void);
-    } tests[] = {
-#define TEST(name) {#name, name}
+    static const struct test tests[] = {
         TEST(every_post_arrives_once_and_none_sleeps_through_the_bell),
         TEST(a_mailbox_outlives_its_owner_while_somebody_posts),
         TEST(urgent_ops_come_first_and_equals_in_their_order),
@@ -438,15 +435,7 @@ main(void)
         TEST(closing_without_draining_answers_what_waits),
         TEST(close_of_a_model_that_replaced_others_awaits_them_all),
         TEST(every_op_of_many_threads_ends_exactly_once),
-#undef TEST
     };
-    int count = (int)(sizeof(tests) / sizeof(tests[0]));
 
-    for (int i = 0; i < count; i++) {
-        printf("%s\n", tests[i].name);
-        fflush(stdout);
-        tests[i].run();
-    }
-    printf("%d passed, 0 failed\n", count);
-    return 0;
+    return run_tests(tests, sizeof(tests) / sizeof(tests[0]), NULL);
 }

@@ -5,6 +5,7 @@
 #include "engine_helpers.h"
 
 #include "flights.h"
+#include "run_tests.h"
 
 /* --- the device --- */
 
@@ -647,11 +648,7 @@ nothing_is_lost_where_ends_are_asked_for(void)
 int
 main(void)
 {
-    static const struct {
-        const char *name;
-        void (*run)(void);
-    } tests[] = {
-#define TEST(name) {#name, name}
+    static const struct test tests[] = {
         TEST(as_many_are_up_as_the_instance_can_have_and_answers_come_in_order),
         TEST(work_is_begun_at_once_where_ends_are_told),
         TEST(work_is_begun_at_once_where_ends_are_asked_for),
@@ -669,12 +666,6 @@ main(void)
         TEST(nothing_is_lost_with_five_up),
         TEST(nothing_is_lost_where_ends_are_asked_for),
     };
-    const int count = sizeof(tests) / sizeof(tests[0]);
 
-    for (int i = 0; i < count; i++) {
-        printf("%s\n", tests[i].name);
-        tests[i].run();
-    }
-    printf("%d passed, 0 failed\n", count);
-    return 0;
+    return run_tests(tests, sizeof(tests) / sizeof(tests[0]), NULL);
 }

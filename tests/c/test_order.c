@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "order.h"
+#include "run_tests.h"
 
 #define CHECK(condition)                                                               \
     do {                                                                               \
@@ -198,25 +199,13 @@ a_root_with_a_hundred_thousand_children_goes_in_any_way(void)
 int
 main(void)
 {
-    static const struct {
-        const char *name;
-        void (*run)(void);
-    } tests[] = {
-#define TEST(name) {#name, name}
+    static const struct test tests[] = {
         TEST(priority_comes_first_then_the_deadline_then_who_came_first),
         TEST(what_comes_in_order_never_sees_the_heap),
         TEST(any_mix_of_pushes_pops_and_removals_agrees_with_sorting),
         TEST(a_hundred_thousand_ever_more_urgent_ops_come_out_backwards),
         TEST(a_root_with_a_hundred_thousand_children_goes_in_any_way),
-#undef TEST
     };
-    int count = (int)(sizeof(tests) / sizeof(tests[0]));
 
-    for (int i = 0; i < count; i++) {
-        printf("%s\n", tests[i].name);
-        fflush(stdout);
-        tests[i].run();
-    }
-    printf("%d passed, 0 failed\n", count);
-    return 0;
+    return run_tests(tests, sizeof(tests) / sizeof(tests[0]), NULL);
 }

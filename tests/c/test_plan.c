@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #include "plan.h"
+#include "run_tests.h"
 
 #define CHECK(condition)                                                               \
     do {                                                                               \
@@ -307,28 +308,21 @@ long_lines_never_do_worse_than_taking_the_first(void)
            (long long)first_met);
 }
 
+static void
+reseed(void)
+{
+    seed = 11;
+}
+
 int
 main(void)
 {
-    static const struct {
-        const char *name;
-        void (*run)(void);
-    } tests[] = {
-#define TEST(name) {#name, name}
+    static const struct test tests[] = {
         TEST(hand_made_cases_come_out_as_they_should),
         TEST(where_nothing_is_known_of_the_cost_the_prefix_is_taken),
         TEST(plans_never_do_worse_than_taking_the_first_and_mostly_as_well_as_can_be),
         TEST(long_lines_never_do_worse_than_taking_the_first),
-#undef TEST
     };
-    int count = (int)(sizeof(tests) / sizeof(tests[0]));
 
-    for (int i = 0; i < count; i++) {
-        printf("%s\n", tests[i].name);
-        fflush(stdout);
-        seed = 11;
-        tests[i].run();
-    }
-    printf("%d passed, 0 failed\n", count);
-    return 0;
+    return run_tests(tests, sizeof(tests) / sizeof(tests[0]), reseed);
 }

@@ -6,6 +6,7 @@
 #include "engine_helpers.h"
 
 #include "session.h"
+#include "run_tests.h"
 
 /* A device's memory, which the engine can't read: it is no address at all. */
 #define ON_DEVICE ((void *)(uintptr_t)0x1000)
@@ -137,22 +138,10 @@ state_that_does_not_come_back_leaves_the_last_one(void)
 int
 main(void)
 {
-    static const struct {
-        const char *name;
-        void (*run)(void);
-    } tests[] = {
-#define TEST(name) {#name, name}
+    static const struct test tests[] = {
         TEST(state_that_a_device_gives_is_kept_in_host_memory),
         TEST(state_that_does_not_come_back_leaves_the_last_one),
-#undef TEST
     };
-    int count = (int)(sizeof(tests) / sizeof(tests[0]));
 
-    for (int i = 0; i < count; i++) {
-        printf("%s\n", tests[i].name);
-        fflush(stdout);
-        tests[i].run();
-    }
-    printf("%d passed, 0 failed\n", count);
-    return 0;
+    return run_tests(tests, sizeof(tests) / sizeof(tests[0]), NULL);
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "config.h"
+#include "run_tests.h"
 
 static void
 check(DLDevice device, int threads, const void *expected, size_t expected_size)
@@ -68,21 +69,11 @@ the_largest_numbers_there_are_fit(void)
 int
 main(void)
 {
-    static const struct {
-        const char *name;
-        void (*run)(void);
-    } tests[] = {
-#define TEST(name) {#name, name}
+    static const struct test tests[] = {
         TEST(on_the_cpu_a_session_takes_no_gpu),
         TEST(on_a_gpu_a_session_sees_that_one_and_takes_memory_as_it_needs_it),
         TEST(the_largest_numbers_there_are_fit),
     };
-    int count = (int)(sizeof(tests) / sizeof(tests[0]));
 
-    for (int i = 0; i < count; i++) {
-        printf("%s\n", tests[i].name);
-        tests[i].run();
-    }
-    printf("%d passed, 0 failed\n", count);
-    return 0;
+    return run_tests(tests, sizeof(tests) / sizeof(tests[0]), NULL);
 }
