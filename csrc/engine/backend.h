@@ -175,45 +175,41 @@ paml_host_memory(void)
     return pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size : 0;
 }
 
+/* Whether a table, of whichever size, has that function. */
+#define PAML_BACKEND_HAS(backend, function)                                            \
+    ((backend)->struct_size >=                                                         \
+         offsetof(struct paml_backend, function) + sizeof((backend)->function) &&      \
+     (backend)->function != NULL)
+
 static inline int
 paml_backend_can_stop(const struct paml_backend *backend)
 {
-    return backend->struct_size >=
-               offsetof(struct paml_backend, stop) + sizeof(backend->stop) &&
-           backend->stop != NULL;
+    return PAML_BACKEND_HAS(backend, stop);
 }
 
 static inline int
 paml_backend_is_asynchronous(const struct paml_backend *backend)
 {
-    return backend->struct_size >=
-               offsetof(struct paml_backend, finish) + sizeof(backend->finish) &&
-           backend->depth != NULL && backend->submit != NULL && backend->poll != NULL &&
-           backend->finish != NULL;
+    return PAML_BACKEND_HAS(backend, finish) && backend->depth != NULL &&
+           backend->submit != NULL && backend->poll != NULL;
 }
 
 static inline int
 paml_backend_orders(const struct paml_backend *backend)
 {
-    return backend->struct_size >=
-               offsetof(struct paml_backend, order) + sizeof(backend->order) &&
-           backend->order != NULL;
+    return PAML_BACKEND_HAS(backend, order);
 }
 
 static inline int
 paml_backend_downloads(const struct paml_backend *backend)
 {
-    return backend->struct_size >=
-               offsetof(struct paml_backend, download) + sizeof(backend->download) &&
-           backend->download != NULL;
+    return PAML_BACKEND_HAS(backend, download);
 }
 
 static inline int
 paml_backend_is_crowded(const struct paml_backend *backend, void *instance)
 {
-    return backend->struct_size >=
-               offsetof(struct paml_backend, crowded) + sizeof(backend->crowded) &&
-           backend->crowded != NULL && backend->crowded(instance);
+    return PAML_BACKEND_HAS(backend, crowded) && backend->crowded(instance);
 }
 
 /* Room for `more` further values; the new ones are zeroed (PAML_NONE). Returns the

@@ -125,22 +125,23 @@ paml_flights_have_room(const struct paml_flights *flights)
 }
 
 int64_t
-paml_flights_busy_ns(const struct paml_flights *flights)
+paml_flights_busy_ns(struct paml_flights *flights)
 {
+    const atomic_int_least64_t *since = &flights->worker->stats.running_since_ns;
     const uint32_t first = atomic_load_explicit(&flights->first, memory_order_relaxed);
-    int64_t left_ns, busy_ns = 0;
+    int64_t done_ns, busy_ns = 0;
 
     if (flights->up == 0) {
         return 0;
     }
     for (uint32_t i = 0; i < flights->up; i++) {
-        busy_ns += flights->ring[(first + i) % flights->depth].expected_ns;
+        busy_ns += flight_at(flights, first + i)->expected_ns;
     }
-    left_ns =
-        flights->ring[first].expected_ns -
-        (paml_now_ns() - atomic_load_explicit(&flights->worker->stats.running_since_ns,
-                                              memory_order_relaxed));
-    busy_ns += (left_ns > 0 ? left_ns : 0) - flights->ring[first].expected_ns;
+    done_ns = paml_now_ns() - atomic_load_explicit(since, memory_order_relaxed);
+    if (done_ns > oldest(flights)->expected_ns) {
+        done_ns = oldest(flights)->expected_ns; /* it is late; the others aren't on */
+    }
+    busy_ns -= done_ns;
     return busy_ns > 0 ? busy_ns : 1;
 }
 

@@ -41,7 +41,7 @@ void paml_flights_free(struct paml_flights *flights); /* none is up */
 uint32_t paml_flights_up(const struct paml_flights *flights);
 bool paml_flights_have_room(const struct paml_flights *flights);
 /* How long their device is expected to be at work still; 0: none is up. */
-int64_t paml_flights_busy_ns(const struct paml_flights *flights);
+int64_t paml_flights_busy_ns(struct paml_flights *flights);
 
 /* Whether the oldest has ended, as far as was told or found out. */
 bool paml_flights_have_landed(struct paml_flights *flights);

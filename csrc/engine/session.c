@@ -197,24 +197,23 @@ copy_tensor(struct paml_value *value, const struct paml_backend *backend,
             void *instance, struct paml_error *err)
 {
     const DLTensor *from = &value->tensor;
+    const bool on_host = from->device.device_type == kDLCPU;
     struct paml_value copy;
     int code;
 
-    if (from->device.device_type == kDLCPU) {
-        code = paml_tensor_clone(from, &copy) < 0 ? PAML_ERR_MEMORY : PAML_OK;
-    } else if (!paml_backend_downloads(backend)) {
+    if (!on_host && !paml_backend_downloads(backend)) {
         return paml_fail(err, PAML_ERR_BACKEND,
                          "a session's state is in host memory; the model gave it on a "
                          "device");
-    } else if (paml_tensor_new(&copy, from->dtype, from->ndim, from->shape) < 0) {
-        code = PAML_ERR_MEMORY;
-    } else if ((code = backend->download(instance, from, copy.tensor.data, err)) !=
-               PAML_OK) {
+    }
+    if ((on_host ? paml_tensor_clone(from, &copy)
+                 : paml_tensor_new(&copy, from->dtype, from->ndim, from->shape)) < 0) {
+        return paml_fail(err, PAML_ERR_MEMORY, "no memory for a session's state");
+    }
+    if (!on_host &&
+        (code = backend->download(instance, from, copy.tensor.data, err)) != PAML_OK) {
         paml_value_release(&copy);
         return code;
-    }
-    if (code != PAML_OK) {
-        return paml_fail(err, code, "no memory for a session's state");
     }
     paml_value_release(value);
     *value = copy;
