@@ -45,7 +45,7 @@ def identify(path: str, backend: str | None, sha256: str | None) -> str:
     if backend == "tensorflow":
         raise LoadError(f"{path}: is a file; a SavedModel is a folder")
     if backend == "torch":
-        return _kind_of_archive(_members(path)) or backend
+        return _kind_of_archive(_without_top_folder(_names(path))) or backend
     if backend is None:
         with open(path, "rb") as file:
             if is_onnx(file, size):
@@ -55,20 +55,20 @@ def identify(path: str, backend: str | None, sha256: str | None) -> str:
 
 def is_bundle(path: str) -> bool:
     """Whether export.jax wrote it."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return set(archive.namelist()) >= _BUNDLE
-    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError):
-        return False
+    return set(_names(path)) >= _BUNDLE
 
 
-def _members(path: str) -> list[str]:
-    """What a zip archive holds, without its top folder; nothing if it is none."""
+def _names(path: str) -> list[str]:
+    """What a zip archive holds; nothing if it is none."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return [member.partition("/")[2] for member in archive.namelist()]
+            return archive.namelist()
     except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError):
         return []
+
+
+def _without_top_folder(names: list[str]) -> list[str]:
+    return [name.partition("/")[2] for name in names]
 
 
 def _kind_of_archive(members: list[str]) -> str | None:
@@ -111,7 +111,7 @@ def _identify_content(path: str, magic: bytes) -> str:
         ) from error
     if set(names) >= _BUNDLE:
         return "xla"
-    members = [name.partition("/")[2] for name in names]
+    members = _without_top_folder(names)
     found = _kind_of_archive(members)
     if found is not None:
         return found

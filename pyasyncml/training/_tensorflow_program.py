@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +20,21 @@ from ..backends import parse_devices
 from ..backends.tensorflow import SharedProgram
 from ..errors import BackendError, Error, LoadError
 from ..model import Model
+from ._exported import ExportedStep
 
 _STATE = "checkpoint"  # which of a folder's checkpoints is the last; TensorFlow's name
 
 
-class TensorflowProgram:
-    """Each run of the signature is a step: it takes the batch and gives the loss (the
-    first output, or the one of that name) and metrics. What is trained are the
-    SavedModel's variables, which stay in its session."""
+class TensorflowProgram(ExportedStep):
+    """Each run of the signature is a step. What is trained are the SavedModel's
+    variables, which stay in its session."""
 
-    columns = 0
     rows = None
-    driving = True
-    evaluate = None
 
     def __init__(self, shared: SharedProgram, model: Model, device: str) -> None:
+        super().__init__(model)
         self.shared = shared
-        self.model = model
         self.device = device
-        self.values: Sequence[str] = [
-            output.name or ("loss" if i == 0 else f"output {i}")
-            for i, output in enumerate(model.signature.outputs)
-        ]
 
     @classmethod
     async def load(
@@ -71,24 +64,6 @@ class TensorflowProgram:
             await model.close()
             raise
 
-    async def open(self, batch: tuple[Any, ...], idle: bool) -> None:
-        pass
-
-    def fits(self, shapes: Sequence[Sequence[int]]) -> bool:
-        return True
-
-    def schedule(self, per_epoch: int | None, step: int) -> None:
-        return None
-
-    def advanced(self, steps: int, epochs: int) -> None:
-        pass
-
-    def epoch_metric(self) -> bool:
-        return False
-
-    def epoch_ended(self, metric: float) -> None:
-        pass
-
     async def snapshot(
         self, position: dict[str, int]
     ) -> Callable[[str], Awaitable[None]]:
@@ -117,9 +92,6 @@ class TensorflowProgram:
 
     async def weights(self) -> Saved:
         return await call(Saved, self.shared, self.device)
-
-    async def close(self) -> None:
-        await self.model.close()
 
 
 class Saved:

@@ -17,6 +17,7 @@ from .._call import call
 from ..backends.xla import Bundle, HeldArray
 from ..errors import Error, LoadError
 from ..model import Model, TensorSpec
+from ._exported import ExportedStep
 from ._tensor_file import Stored, read_tensors, write_tensors
 
 _FORMAT = "pyasyncml xla checkpoint 1"
@@ -25,23 +26,13 @@ _POSITION = {"seed", "epoch", "step", "begin", "epochs"}
 _NUMBERS = {"float16", "bfloat16", "float32", "float64", "int32", "int64"}
 
 
-class XlaProgram:
-    """Each run of the bundle is a step: it takes the batch and gives the loss (the
-    first output, or the one of that name) and metrics. What is trained is its state,
-    which stays on the device: a step is given the old one for good and leaves the new.
-    """
-
-    columns = 0
-    driving = True
-    evaluate = None
+class XlaProgram(ExportedStep):
+    """Each run of the bundle is a step. What is trained is its state, which stays on
+    the device: a step is given the old one for good and leaves the new."""
 
     def __init__(self, model: Model, bundle: Bundle) -> None:
-        self.model = model
+        super().__init__(model)
         self._bundle = bundle
-        self.values: Sequence[str] = [
-            output.name or ("loss" if i == 0 else f"output {i}")
-            for i, output in enumerate(model.signature.outputs)
-        ]
         inputs = model.signature.inputs
         rows = {spec.shape[0] if spec.shape else None for spec in inputs}
         # Inputs that are no batches can't come from arrays' rows; a run says which.
@@ -80,24 +71,6 @@ class XlaProgram:
             await model.close()
             raise
 
-    async def open(self, batch: tuple[Any, ...], idle: bool) -> None:
-        pass
-
-    def fits(self, shapes: Sequence[Sequence[int]]) -> bool:
-        return True
-
-    def schedule(self, per_epoch: int | None, step: int) -> None:
-        return None
-
-    def advanced(self, steps: int, epochs: int) -> None:
-        pass
-
-    def epoch_metric(self) -> bool:
-        return False
-
-    def epoch_ended(self, metric: float) -> None:
-        pass
-
     async def snapshot(
         self, position: dict[str, int]
     ) -> Callable[[str], Awaitable[None]]:
@@ -131,9 +104,6 @@ class XlaProgram:
         """The state's arrays, where no step runs."""
         leaves = _leaves(await self.model.infer())
         return dict(zip(self._bundle.state, leaves, strict=True))
-
-    async def close(self) -> None:
-        await self.model.close()
 
 
 class Weights:
