@@ -16,14 +16,12 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .._atomic import write_atomically
 from .._copies import copy_all
 from ..errors import LoadError
 from . import _plain
-from ._tensor_file import Stored, write_tensors
+from ._tensor_file import Stored, checksum, write_checkpoint
 from ._trace import Pair, kind_of
 
 if TYPE_CHECKING:
@@ -129,24 +127,16 @@ def _untouched(step: TracedStep | None) -> set[int]:
 
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
-    """Writes a file that is there whole or not at all: a process killed at any moment
-    leaves the last good one. On any thread.
-
-    Raises `OSError`.
-    """
-    target = Path(path)
-    if target.is_dir():
-        raise IsADirectoryError(f"{target}: is a folder; expected a file's name")
-    tensors = {name: t.cpu().contiguous() for name, t in checkpoint.tensors.items()}
-    text = json.dumps(checkpoint.header)
-    metadata = {"pyasyncml": text, "sha256": _digest(text, tensors)}
-    stored = {name: _stored(tensor) for name, tensor in tensors.items()}
-    write_atomically(target, lambda file: write_tensors(file, stored, metadata))
+    """See `write_checkpoint`. On any thread. Raises `OSError`."""
+    write_checkpoint(path, checkpoint.header, _stored(checkpoint.tensors))
 
 
-def _stored(tensor: Tensor) -> Stored:
-    kind = str(tensor.dtype).removeprefix("torch.")
-    return Stored(kind, tuple(tensor.shape), _bytes(tensor))
+def _stored(tensors: dict[str, Tensor]) -> dict[str, Stored]:
+    stored = {}
+    for name, tensor in tensors.items():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        stored[name] = Stored(kind, tuple(tensor.shape), _bytes(tensor.cpu()))
+    return stored
 
 
 def _bytes(tensor: Tensor) -> memoryview:
@@ -169,7 +159,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
                 raise LoadError(f"{path}: is a safetensors file, but no checkpoint")
         tensors = library.load_file(os.fspath(path))
         text = metadata["pyasyncml"]
-        if _digest(text, tensors) != metadata.get("sha256"):
+        if checksum(text, _stored(tensors)) != metadata.get("sha256"):
             raise LoadError(f"{path}: is damaged, its checksum doesn't match")
         header = json.loads(text)
     except OSError as error:
@@ -351,16 +341,6 @@ def _placed(value: Any, parameter: Tensor, key: str) -> Any:
     made = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
     made.copy_(value)
     return made
-
-
-def _digest(text: str, tensors: dict[str, Tensor]) -> str:
-    """Over the header and every tensor: name, dtype, shape, bytes."""
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"\0{name}\0{kind_of(tensor)}\0".encode())
-        digest.update(_bytes(tensor))
-    return digest.hexdigest()
 
 
 def _safetensors() -> Any:

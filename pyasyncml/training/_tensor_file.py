@@ -5,12 +5,17 @@ https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
+
+from .._atomic import write_atomically
 
 #: The format's name of each dtype, and an element's bytes.
 DTYPES = {
@@ -77,6 +82,31 @@ def write_tensors(
     file.write(text)
     for name in names:
         file.write(tensors[name].data)
+
+
+def write_checkpoint(
+    path: str | os.PathLike[str], header: Any, tensors: Mapping[str, Stored]
+) -> None:
+    """A file that is there whole or not at all: a process killed at any moment leaves
+    the last good one. `header` is JSON in the metadata, beside a checksum of it all.
+
+    Raises `TypeError` as `write_tensors`, and `OSError`.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(f"{target}: is a folder; expected a file's name")
+    text = json.dumps(header)
+    metadata = {"pyasyncml": text, "sha256": checksum(text, tensors)}
+    write_atomically(target, lambda file: write_tensors(file, tensors, metadata))
+
+
+def checksum(text: str, tensors: Mapping[str, Stored]) -> str:
+    """Over the header and every tensor: name, dtype, shape, bytes."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        digest.update(f"\0{name}\0{tensors[name]}\0".encode())
+        digest.update(tensors[name].data)
+    return digest.hexdigest()
 
 
 def read_tensors(path: str) -> tuple[dict[str, Stored], dict[str, str]]:

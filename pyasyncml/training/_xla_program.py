@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import _load
-from .._atomic import write_atomically
 from .._call import call
 from ..backends.xla import Bundle, HeldArray
 from ..errors import Error, LoadError
 from ..model import Model, TensorSpec
 from ._exported import ExportedStep
-from ._tensor_file import Stored, read_tensors, write_tensors
+from ._tensor_file import Stored, checksum, read_tensors, write_checkpoint
 
 _FORMAT = "pyasyncml xla checkpoint 1"
 _POSITION = {"seed", "epoch", "step", "begin", "epochs"}
@@ -191,16 +188,12 @@ def _write(
     arrays: Mapping[HeldArray, np.ndarray[Any, Any]],
     position: Mapping[str, int],
 ) -> None:
-    target = Path(path)
-    if target.is_dir():
-        raise IsADirectoryError(f"{target}: is a folder; expected a file's name")
     tensors = {
         _key(array): Stored(array.dtype, array.shape, _bytes(value))
         for array, value in arrays.items()
     }
-    text = json.dumps({"format": _FORMAT, "position": dict(position)})
-    metadata = {"pyasyncml": text, "sha256": _digest(text, tensors)}
-    write_atomically(target, lambda file: write_tensors(file, tensors, metadata))
+    header = {"format": _FORMAT, "position": dict(position)}
+    write_checkpoint(path, header, tensors)
 
 
 def _read(path: str) -> tuple[dict[str, Stored], dict[str, int]]:
@@ -223,7 +216,7 @@ def _read(path: str) -> tuple[dict[str, Stored], dict[str, int]]:
         )
     position = header.get("position", {})
     whole = set(position) >= _POSITION
-    if not whole or _digest(text, tensors) != metadata.get("sha256"):
+    if not whole or checksum(text, tensors) != metadata.get("sha256"):
         raise LoadError(f"{path}: is damaged, its checksum doesn't match")
     return tensors, position
 
@@ -245,12 +238,3 @@ def _check_same(
         raise LoadError(
             f"{os.fspath(path)}: is a checkpoint of another step: " + _some(iter(wrong))
         )
-
-
-def _digest(text: str, tensors: Mapping[str, Stored]) -> str:
-    """Over the header and every tensor: name, dtype, shape, bytes."""
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        digest.update(f"\0{name}\0{tensors[name]}\0".encode())
-        digest.update(tensors[name].data)
-    return digest.hexdigest()
