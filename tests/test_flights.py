@@ -247,7 +247,7 @@ def test_a_batch_that_waits_for_more_waits_for_an_idle_device_too(run, flying):
             first = model.infer(row(0, 4))
             await model.begun(1)
             second = model.infer(row(1))
-            await asyncio.sleep(0.04)
+            await asyncio.sleep(0.04)  # its delay is over; nothing tells of that
             third = model.infer(row(2))
             await until(lambda: model.stats().waiting == 2)
             assert model.runs == 1

@@ -33,6 +33,18 @@ class Batches:
             yield np.array([float(i)])
 
 
+async def first_begun(trainer, model, kind, n):
+    """A fit over `n` rows whose first step is held; of batches more are submitted."""
+    data, options = data_of(kind, n)
+    model.hold()
+    fit = trainer.fit(data, **options)
+    await model.begun(1)
+    if kind == "batches":
+        while model.stats().submitted < min(n, 4):
+            await asyncio.sleep(0)
+    return fit
+
+
 both = pytest.mark.parametrize("kind", ["arrays", "batches"])
 
 
@@ -41,13 +53,7 @@ def test_a_pause_takes_back_what_has_not_begun_and_a_resume_repeats_it(kind):
     async def main():
         trainer, model = await echo_trainer()
         async with trainer:
-            data, options = data_of(kind, 9)
-            model.hold()
-            fit = trainer.fit(data, **options)
-            await model.begun(1)
-            if kind == "batches":
-                while model.stats().submitted < 4:
-                    await asyncio.sleep(0)
+            fit = await first_begun(trainer, model, kind, 9)
             still = fit.pause()
             model.release()
             await still
@@ -68,10 +74,7 @@ def test_whoever_waits_for_a_pause_does_not_wait_past_its_end(kind):
     async def main():
         trainer, model = await echo_trainer()
         async with trainer:
-            data, options = data_of(kind, 3)
-            model.hold()
-            fit = trainer.fit(data, **options)
-            await model.begun(1)
+            fit = await first_begun(trainer, model, kind, 3)
 
             async def wait():
                 await fit.pause()
@@ -116,10 +119,7 @@ def test_rates_go_on_from_the_steps_that_came_in_between(kind):
     async def main():
         trainer, model = await echo_trainer(rates=lambda step: float(step))
         async with trainer:
-            data, options = data_of(kind, 8)
-            model.hold()
-            fit = trainer.fit(data, **options)
-            await model.begun(1)
+            fit = await first_begun(trainer, model, kind, 8)
             still = fit.pause()
             model.release()
             await still
@@ -135,13 +135,7 @@ def test_a_pause_that_ends_at_once_leaves_no_rate_out(kind):
     async def main():
         trainer, model = await echo_trainer(rates=lambda step: float(step))
         async with trainer:
-            data, options = data_of(kind, 9)
-            model.hold()
-            fit = trainer.fit(data, **options)
-            await model.begun(1)
-            if kind == "batches":
-                while model.stats().submitted < 4:
-                    await asyncio.sleep(0)
+            fit = await first_begun(trainer, model, kind, 9)
             fit.pause()
             fit.resume()
             for _ in range(50):
