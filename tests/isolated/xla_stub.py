@@ -58,15 +58,18 @@ async def a_failing_program(how):
 
 
 async def one_of_two_devices():
-    """The other goes on; nobody but who was on the first notices."""
+    """The other goes on; nobody but who was on the first notices. (Which device takes
+    which request is a race of two workers: so ask until the first had one.)"""
     async with ml.load(bundle, device=["xla:0", "xla:1"]) as model:
         stub.stub_fail(0, REFUSES, INTERNAL, 1)
-        answers = await asyncio.gather(
-            *(model.infer(x) for _ in range(100)), return_exceptions=True
-        )
-        failed = [a for a in answers if isinstance(a, BaseException)]
+        failed = []
+        while not failed:
+            answers = await asyncio.gather(
+                *(model.infer(x) for _ in range(100)), return_exceptions=True
+            )
+            failed = [a for a in answers if isinstance(a, BaseException)]
         assert all("device xla:0 was lost" in str(error) for error in failed), failed
-        assert 0 < len(failed) <= 8, failed
+        assert len(failed) <= 8, failed
         assert model.health().lost == ("xla:0",)
         for _ in range(20):
             await works(model)
