@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from accelerator import devices
+from ticking import ticking
 
 import pyasyncml as ml
 
@@ -25,8 +26,9 @@ async def main(what):
     while not model.stats().running:
         await asyncio.sleep(0)
     if what == "await":
-        print("awaiting", flush=True)
-        await asyncio.gather(*futures)
+        async with ticking():
+            print("awaiting", flush=True)
+            await asyncio.gather(*futures)
 
 
 atexit.register(print, "exiting", flush=True)  # called before the wait for the workers

@@ -4,6 +4,8 @@ for the run. Says on stdout how far it is."""
 import asyncio
 import atexit
 
+from ticking import ticking
+
 from pyasyncml.testing import echo
 
 
@@ -12,8 +14,9 @@ async def main():
     model.hold()
     future = model.infer(1)
     await model.begun(1)
-    print("awaiting", flush=True)
-    await future
+    async with ticking():
+        print("awaiting", flush=True)
+        await future
 
 
 atexit.register(print, "exiting", flush=True)  # called before the wait for the workers

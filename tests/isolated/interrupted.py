@@ -3,13 +3,16 @@
 import asyncio
 import sys
 
+from ticking import ticking
+
 import pyasyncml as ml
 from pyasyncml.testing import echo
 
 
 async def sleep():
-    print("awaiting", flush=True)
-    await asyncio.sleep(1000)
+    async with ticking():
+        print("awaiting", flush=True)
+        await asyncio.sleep(1000)
 
 
 async def infer():
