@@ -15,6 +15,8 @@ import gc
 import importlib.util
 import logging
 import os
+import signal
+import subprocess
 import sys
 import time
 import unittest
@@ -33,6 +35,7 @@ from pyasyncml import _call, _core
 without_uvloop = pytest.mark.skipif(
     importlib.util.find_spec("uvloop") is None, reason="uvloop is not installed"
 )
+SCRIPTS = Path(__file__).parent / "isolated"
 KINDS_OF_LOOP = ["asyncio", pytest.param("uvloop", marks=without_uvloop)]
 
 #: How long workers may take to end once nobody needs them.
@@ -301,3 +304,30 @@ def accelerators(request: pytest.FixtureRequest) -> Iterator[list[Any]]:
         assert left <= before, f"blocks of the devices' memory: {before}, then {left}"
     for device in devices:
         device.reset()
+
+
+@pytest.fixture
+def start_script() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a script of isolated/ whose output is read as it comes."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(script: str, *args: str) -> subprocess.Popen[str]:
+        # A shell's job in the background ignores ctrl-C, and so would the script.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            process = subprocess.Popen(
+                [sys.executable, str(SCRIPTS / script), *args],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,  # a ctrl-C of who runs the tests isn't for it
+            )
+        finally:
+            signal.signal(signal.SIGINT, before)
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()

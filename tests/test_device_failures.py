@@ -7,8 +7,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -245,27 +243,8 @@ def test_a_session_outlives_the_device_that_served_it(accelerators):
 # --- the end of the process ---
 
 
-@pytest.fixture
-def start(request):
-    """Starts a process whose device is shut."""
-
-    def start(*arguments):
-        script = Path(__file__).parent / "isolated" / "device_exit.py"
-        process = subprocess.Popen(
-            [sys.executable, str(script), *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        request.addfinalizer(process.communicate)
-        request.addfinalizer(process.kill)
-        return process
-
-    return start
-
-
-def test_exit_waits_for_the_device_and_says_so(start):
-    process = start("leave")
+def test_exit_waits_for_the_device_and_says_so(start_script):
+    process = start_script("device_exit.py", "leave")
     assert process.stdout.readline() == "exiting\n"
     line = process.stderr.readline()  # after five seconds
     assert "pyasyncml: waiting for" in line
@@ -276,8 +255,10 @@ def test_exit_waits_for_the_device_and_says_so(start):
     assert process.stderr.read() == ""
 
 
-def test_ctrl_c_ends_the_await_of_a_device_shut_for_ever_and_then_the_process(start):
-    process = start("await")
+def test_ctrl_c_ends_the_await_of_a_device_shut_for_ever_and_then_the_process(
+    start_script,
+):
+    process = start_script("device_exit.py", "await")
     assert process.stdout.readline() == "awaiting\n"
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "exiting\n"

@@ -38,33 +38,6 @@ def ends_well(done):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.fixture
-def start():
-    """Starts a script whose output is read as it comes."""
-    processes = []
-
-    def start(script, *args):
-        # A shell's job in the background ignores ctrl-C, and so would the script.
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            process = subprocess.Popen(
-                command(script, *args),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                start_new_session=True,  # a ctrl-C of who runs the tests isn't for it
-            )
-        finally:
-            signal.signal(signal.SIGINT, before)
-        processes.append(process)
-        return process
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
-
-
 # --- exit ---
 
 
@@ -96,8 +69,10 @@ def test_process_exits_while_a_daemon_thread_submits():
         assert "Fatal" not in done.stderr
 
 
-def test_exit_says_after_five_seconds_for_what_it_waits_and_ctrl_c_ends_it(start):
-    process = start("exit_while_held.py")
+def test_exit_says_after_five_seconds_for_what_it_waits_and_ctrl_c_ends_it(
+    start_script,
+):
+    process = start_script("exit_while_held.py")
     assert process.stdout.readline() == "awaiting\n"
     process.send_signal(signal.SIGINT)
     lines = []
@@ -112,8 +87,8 @@ def test_exit_says_after_five_seconds_for_what_it_waits_and_ctrl_c_ends_it(start
     assert process.stderr.read() == ""
 
 
-def test_second_ctrl_c_ends_the_process_at_once(start):
-    process = start("exit_while_held.py")
+def test_second_ctrl_c_ends_the_process_at_once(start_script):
+    process = start_script("exit_while_held.py")
     assert process.stdout.readline() == "awaiting\n"
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "exiting\n"
@@ -130,10 +105,12 @@ def test_second_ctrl_c_ends_the_process_at_once(start):
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("what", ["infer", "many", "call"])
-def test_ctrl_c_ends_the_program_as_it_ends_an_asyncio_program(start, loop, what):
+def test_ctrl_c_ends_the_program_as_it_ends_an_asyncio_program(
+    start_script, loop, what
+):
     outcomes = []
     for script_does in ("sleep", what):
-        process = start("interrupted.py", loop, script_does)
+        process = start_script("interrupted.py", loop, script_does)
         assert process.stdout.readline() == "awaiting\n"
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=30)
