@@ -92,7 +92,7 @@ def test_whoever_waits_for_a_pause_does_not_wait_past_its_end(kind):
 @both
 def test_a_run_and_those_who_ask_for_steps_take_turns(kind):
     async def main():
-        trainer, _ = await echo_trainer()
+        trainer, _ = await echo_trainer(delay=0.002)  # time for who asks to come back
         async with trainer:
             data, options = data_of(kind, 40)
             fit = trainer.fit(data, epochs=2, **options)

@@ -150,10 +150,13 @@ predecessor_of(struct paml_model *model)
     return model->predecessor;
 }
 
-/* Thread: any. Locks: takes the model's. */
+/* Thread: any. Locks: takes a model's. */
 void
 paml_model_succeed(struct paml_model *model, struct paml_model *predecessor)
 {
+    while (model->predecessor != NULL) { /* it has replaced another one already */
+        model = model->predecessor;
+    }
     atomic_fetch_add_explicit(&predecessor->refs, 1, memory_order_relaxed);
     pthread_mutex_lock(&model->lock);
     model->predecessor = predecessor;

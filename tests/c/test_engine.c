@@ -367,8 +367,10 @@ every_op_of_many_threads_ends_exactly_once(void)
     paml_mailbox_unref(mailbox);
 }
 
+/* Model 1 replaces 0 and then 2 replaces 1, or (`both`) 2 replaces first 1 and then 0.
+ */
 static void
-close_of_a_model_that_replaced_others_awaits_them_all(void)
+close_with_predecessors(bool both)
 {
     struct paml_mailbox *mailbox = paml_mailbox_new();
     struct paml_op *rest = NULL, *running[3], *closed[2];
@@ -385,11 +387,12 @@ close_of_a_model_that_replaced_others_awaits_them_all(void)
         paml_echo_watch(echos[i], 1, begun);
         CHECK(await(mailbox, &rest) == begun);
         op_free(begun);
-        if (i > 0) {
-            paml_model_succeed(models[i], models[i - 1]);
-            paml_model_close(models[i - 1], true, NULL);
-            paml_model_unref(models[i - 1]);
-        }
+    }
+    for (int k = 0; k < 2; k++) {
+        int replaced = both ? 1 - k : k;
+        paml_model_succeed(models[both ? 2 : k + 1], models[replaced]);
+        paml_model_close(models[replaced], true, NULL);
+        paml_model_unref(models[replaced]);
     }
     closed[0] = op_new(mailbox);
     closed[1] = op_new(mailbox);
@@ -421,6 +424,18 @@ close_of_a_model_that_replaced_others_awaits_them_all(void)
     paml_mailbox_unref(mailbox);
 }
 
+static void
+close_of_a_model_that_replaced_others_awaits_them_all(void)
+{
+    close_with_predecessors(false);
+}
+
+static void
+a_model_that_has_replaced_one_keeps_it_when_it_replaces_another(void)
+{
+    close_with_predecessors(true);
+}
+
 int
 main(void)
 {
@@ -434,6 +449,7 @@ main(void)
         TEST(expired_work_is_not_run),
         TEST(closing_without_draining_answers_what_waits),
         TEST(close_of_a_model_that_replaced_others_awaits_them_all),
+        TEST(a_model_that_has_replaced_one_keeps_it_when_it_replaces_another),
         TEST(every_op_of_many_threads_ends_exactly_once),
     };
 
