@@ -467,7 +467,10 @@ async def train_suite(results: Results, plan: Plan) -> None:
             for name in train.BESIDE[start:] + train.BESIDE[:start]:
                 async with train.beside(name, nets[1]):
                     run = await load.closed(
-                        native, workload.x, train.CLIENTS, plan.seconds
+                        native,
+                        workload.x,
+                        train.CLIENTS,
+                        train.BESIDE_TIMES * plan.seconds,
                     )
                 results.add(Cell(train.ECHO, 1, "closed", train.CLIENTS, name), run)
         await native.close()
