@@ -7,30 +7,18 @@ import importlib.util
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-SCRIPTS = Path(__file__).parent / "isolated"
-
-LOOPS = [
-    "asyncio",
-    pytest.param(
-        "uvloop",
-        marks=pytest.mark.skipif(
-            importlib.util.find_spec("uvloop") is None, reason="uvloop is not installed"
-        ),
-    ),
-]
-
-
-def command(script, *args):
-    return [sys.executable, str(SCRIPTS / script), *args]
+from conftest import KINDS_OF_LOOP, SCRIPTS
 
 
 def run_script(script, *args):
     return subprocess.run(
-        command(script, *args), capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, str(SCRIPTS / script), *args],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
 
 
@@ -103,7 +91,7 @@ def test_second_ctrl_c_ends_the_process_at_once(start_script):
     assert "pyasyncml: waiting" not in process.stderr.read()  # of the five seconds
 
 
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("loop", KINDS_OF_LOOP)
 @pytest.mark.parametrize("what", ["infer", "many", "call"])
 def test_ctrl_c_ends_the_program_as_it_ends_an_asyncio_program(
     start_script, loop, what

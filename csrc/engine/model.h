@@ -131,9 +131,10 @@ int paml_model_submit(struct paml_model *model, struct paml_op *op);
    PAML_ERR_CLOSED. `op` (may be NULL) is answered when the last worker has left. */
 void paml_model_close(struct paml_model *model, bool drain, struct paml_op *op);
 
-/* `model` has come in the place of `predecessor`, and keeps a reference to it: closing
-   the one closes and awaits both. Callers of this and the next, and who reads
-   `predecessor` without the lock, take turns (in Python: by the GIL). */
+/* `model` has come in the place of `predecessor`, and keeps a reference to it, behind
+   those that it has to others: closing the one closes and awaits them all. Callers of
+   this and the next, and who reads `predecessor` without the lock, take turns (in
+   Python: by the GIL). */
 void paml_model_succeed(struct paml_model *model, struct paml_model *predecessor);
 /* Lets go of a predecessor that has ended and that nobody else knows any more: returns
    the reference. What that had replaced is the model's own predecessor then. NULL where
