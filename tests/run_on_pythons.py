@@ -1,9 +1,10 @@
 """Runs the core's tests, without torch, on the other Python versions found here.
 
-An interpreter counts as found when it is on PATH or among pyenv's versions. Each gets
-an environment of its own under .venv-core/, made anew only when what it was built from
-has changed. All versions are at work at once; what one says is printed when it is
-through. Versions that aren't found are named and left out.
+Each test runs on one kind of loop; see brief.py. An interpreter counts as found when it
+is on PATH or among pyenv's versions. Each gets an environment of its own under
+.venv-core/, made anew only when what it was built from has changed. All versions are at
+work at once; what one says is printed when it is through. Versions that aren't found
+are named and left out.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ def install(python: str, version: str, log: IO[str]) -> Path:
         call(python, "-m", "venv", venv)
     pip = [inside, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
     pip += ["-c", "constraints.txt"]
+    pip.append("--no-compile")  # most of it is never imported
     call(*pip, *BUILD_NEEDS)
     with installing:
         call(*pip, "--no-build-isolation", "-e", ".[test]")
@@ -94,6 +96,7 @@ def run(version: str) -> str:
                 [*tests, "tests"],
                 check=True,
                 cwd=ROOT,
+                env=os.environ | {"PYASYNCML_TESTS_BRIEF": version.partition(".")[2]},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

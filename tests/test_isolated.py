@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 
+import brief
 import pytest
 from conftest import KINDS_OF_LOOP, SCRIPTS
 
@@ -32,7 +33,8 @@ def ends_well(done):
 def test_process_exits_with_busy_runs_in_flight_fifty_times():
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         outcomes = pool.map(
-            lambda _: run_script("exit_in_flight.py", "busy"), range(50)
+            lambda _: run_script("exit_in_flight.py", "busy"),
+            range(brief.times(50, 10)),
         )
         for done in outcomes:
             ends_well(done)

@@ -92,8 +92,8 @@ def test_nothing_left_at_the_end():
 def report(tmp_path_factory):
     """What pytest says of the tests above."""
     folder = tmp_path_factory.mktemp("leaky")
-    for name in ("conftest.py", "installed.py", "own_process.py", "shards.py"):
-        shutil.copy(HERE / name, folder)
+    for name in ("conftest", "brief", "installed", "own_process", "shards"):
+        shutil.copy(HERE / f"{name}.py", folder)
     (folder / "test_leaky.py").write_text(LEAKY)
     options = ["-q", "-rA", "-p", "no:cacheprovider", "-k", "not uvloop and not debug"]
     options += ["-c", HERE.parent / "pyproject.toml", "--rootdir", folder]

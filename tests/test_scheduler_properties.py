@@ -21,6 +21,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
+import brief
 import numpy as np
 import pytest
 
@@ -674,7 +675,7 @@ def test_any_history_runs_as_the_model_of_the_scheduler_says() -> None:
     run_state_machine_as_test(
         Histories,
         settings=settings(
-            max_examples=histories or 300,
+            max_examples=histories or brief.times(300, 100),
             stateful_step_count=20,
             derandomize=histories == 0,
             database=None,
