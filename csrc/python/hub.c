@@ -7,9 +7,11 @@
 #include "thread.h"
 #include "stop.h"
 
-/* Callbacks run in one go before the loop gets a turn: bounds the lag of other tasks.
- */
+/* Futures whose callbacks run in one go before the loop gets a turn, and how long that
+   may take, looked at after every few: bounds the lag of other tasks. */
 #define DRAIN_MOST 192
+#define DRAIN_MOST_NS 200000
+#define DRAIN_FEW 8
 
 /* What is on its way to a loop that is gone. state->orphans. */
 struct orphan {
@@ -228,14 +230,14 @@ hub_let_go(HubObj *hub)
 }
 
 /* Runs the callbacks of settled futures. Returns how many futures may still be served
-   this time, or -1 with SystemExit or KeyboardInterrupt set.
+   this time, 0 past `until_ns`, or -1 with SystemExit or KeyboardInterrupt set.
 
    asyncio would pass each through call_soon, at a cost several times that of the task's
    step. We are called by the loop as any callback is, so we do what it would have done
    next. In debug mode the loop times callbacks one by one: there it gets them, and so
    does one that may be run within itself. */
 static int
-hub_run_ready(HubObj *hub, int most)
+hub_run_ready(HubObj *hub, int most, int64_t until_ns)
 {
     FutureObj *future;
     int status;
@@ -246,6 +248,9 @@ hub_run_ready(HubObj *hub, int most)
                                  : paml_future_run_callbacks(hub->state, future);
         Py_DECREF(future);
         most = status < 0 ? -1 : most - 1;
+        if (most > 0 && most % DRAIN_FEW == 0 && paml_now_ns() >= until_ns) {
+            most = 0;
+        }
     }
     hub->running--;
     hub_let_go(hub);
@@ -286,7 +291,7 @@ hub_has_the_turn(HubObj *hub)
 /* The same from drain, which the loop calls in a context of its own: left meanwhile,
    since a callback that runs the loop again makes it enter that context once more. */
 static int
-hub_run_ready_outside(HubObj *hub, int most)
+hub_run_ready_outside(HubObj *hub, int most, int64_t until_ns)
 {
     PyObject *context = Py_XNewRef(PyThreadState_Get()->context);
     PyObject *type, *value, *traceback;
@@ -295,7 +300,7 @@ hub_run_ready_outside(HubObj *hub, int most)
     if (!left) {
         PyErr_Clear(); /* not entered: it wasn't the loop that called */
     }
-    most = hub_run_ready(hub, most);
+    most = hub_run_ready(hub, most, until_ns);
     if (left) {
         PyErr_Fetch(&type, &value, &traceback);
         if (PyContext_Enter(context) < 0) {
@@ -319,7 +324,7 @@ Hub_drain(HubObj *hub, PyObject *Py_UNUSED(ignored))
 {
     struct module_state *state = hub->state;
     int most = DRAIN_MOST;
-    int64_t now_ns;
+    int64_t now_ns = paml_now_ns(), until_ns = now_ns + DRAIN_MOST_NS;
 
     if (state->orphans != NULL) {
         paml_orphans_collect(state);
@@ -329,7 +334,7 @@ Hub_drain(HubObj *hub, PyObject *Py_UNUSED(ignored))
     }
     do {
         hub_settle_arrived(hub);
-        if ((most = hub_run_ready_outside(hub, most)) < 0) {
+        if ((most = hub_run_ready_outside(hub, most, until_ns)) < 0) {
             paml_mailbox_ring(hub->mailbox); /* the rest is the loop's next run's */
             return NULL;
         }
@@ -366,7 +371,8 @@ Hub_expire(HubObj *hub, PyObject *Py_UNUSED(ignored))
     /* What is here already came in time, also if the loop was busy until now. */
     hub_settle_arrived(hub);
     status = paml_deadlines_expire(hub);
-    if (status == 0 && hub_run_ready(hub, DRAIN_MOST) < 0) {
+    if (status == 0 &&
+        hub_run_ready(hub, DRAIN_MOST, paml_now_ns() + DRAIN_MOST_NS) < 0) {
         status = -1;
     }
     /* drain does the rest, and lets the mailbox rest. */
