@@ -250,6 +250,37 @@ def test_task_made_before_an_await_has_begun_after_it(run):
     run(main)
 
 
+def test_slow_callbacks_of_many_results_leave_the_loop_its_turns(run):
+    """The loop's other callbacks don't wait for all of them."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        turns = 0
+        seen = []
+
+        def count():
+            nonlocal turns
+            turns += 1
+            if len(seen) < 64:
+                loop.call_soon(count)
+
+        def slow(_):
+            seen.append(turns)
+            time.sleep(0.001)
+
+        async with await echo() as model:
+            before = finished(model)
+            futures = [model.infer(n) for n in range(64)]
+            for future in futures:
+                future.add_done_callback(slow)
+            spin_until(lambda: finished(model) - before == 64)
+            loop.call_soon(count)
+            await asyncio.gather(*futures)
+            assert len(set(seen)) >= 4, seen
+
+    run(main)
+
+
 # --- the thread of the loop is busy ---
 
 

@@ -65,12 +65,21 @@ paml_mailbox_ring(struct paml_mailbox *mailbox)
 void
 paml_mailbox_silence(struct paml_mailbox *mailbox, int64_t now_ns)
 {
+    uint64_t count;
+
+    while (read(mailbox->fd, &count, sizeof(count)) < 0 && errno == EINTR) {
+    }
+    paml_mailbox_silence_alarm(mailbox, now_ns);
+}
+
+/* Thread: the owner's. GIL: any. Locks: none. */
+void
+paml_mailbox_silence_alarm(struct paml_mailbox *mailbox, int64_t now_ns)
+{
     int64_t alarm_ns = atomic_load_explicit(&mailbox->alarm_ns, memory_order_relaxed);
     uint64_t count;
     ssize_t got;
 
-    while (read(mailbox->fd, &count, sizeof(count)) < 0 && errno == EINTR) {
-    }
     if (alarm_ns != 0 && now_ns >= alarm_ns) {
         while ((got = read(mailbox->alarm_fd, &count, sizeof(count))) < 0 &&
                errno == EINTR) {

@@ -60,5 +60,7 @@ bool paml_mailbox_rest(struct paml_mailbox *mailbox);
 void paml_mailbox_ring(struct paml_mailbox *mailbox);
 /* Makes both descriptors unreadable until the next ring or alarm. */
 void paml_mailbox_silence(struct paml_mailbox *mailbox, int64_t now_ns);
+/* The alarm's alone, where it has gone off. */
+void paml_mailbox_silence_alarm(struct paml_mailbox *mailbox, int64_t now_ns);
 
 #endif

@@ -316,9 +316,9 @@ PyDoc_STRVAR(Hub_drain_doc, "drain($self, /)\n--\n\nSettle what the workers fini
 
 /* Thread: the loop's, from its reader callback. GIL: held.
 
-   The eventfd stays readable while callbacks run: an exception that ends the loop
-   leaves the rest to its next run. It is silenced before the last look at the mailbox,
-   so no ring is lost. */
+   The eventfd stays readable while callbacks run, or is rung by what ends them early:
+   an exception that ends the loop leaves the rest to its next run. It is silenced
+   before the last look at the mailbox, so no ring is lost. */
 static PyObject *
 Hub_drain(HubObj *hub, PyObject *Py_UNUSED(ignored))
 {
@@ -332,6 +332,8 @@ Hub_drain(HubObj *hub, PyObject *Py_UNUSED(ignored))
     if (hub_refresh_debug(hub) < 0) {
         return NULL;
     }
+    /* Or a busy loop would call us for it in every turn, besides for the eventfd. */
+    paml_mailbox_silence_alarm(hub->mailbox, now_ns);
     do {
         hub_settle_arrived(hub);
         if ((most = hub_run_ready_outside(hub, most, until_ns)) < 0) {

@@ -69,6 +69,31 @@ what_is_owed_comes_with_the_alarm_though_nobody_pays(void)
     paml_mailbox_unref(mailbox);
 }
 
+static bool
+is_readable(int fd, int timeout_ms)
+{
+    struct pollfd one = {.fd = fd, .events = POLLIN};
+
+    return poll(&one, 1, timeout_ms) == 1;
+}
+
+static void
+an_alarm_that_went_off_is_silenced_alone(void)
+{
+    struct paml_mailbox *mailbox = paml_mailbox_new();
+
+    paml_mailbox_set_alarm(mailbox, paml_now_ns());
+    paml_mailbox_silence_alarm(mailbox, paml_now_ns()); /* too early: goes off yet */
+    CHECK(is_readable(mailbox->alarm_fd, 10000));
+    paml_mailbox_ring(mailbox);
+    paml_mailbox_silence_alarm(mailbox, paml_now_ns());
+    CHECK(!is_readable(mailbox->alarm_fd, 0));
+    CHECK(is_readable(mailbox->fd, 0));
+    paml_mailbox_set_alarm(mailbox, paml_now_ns());
+    CHECK(is_readable(mailbox->alarm_fd, 10000));
+    paml_mailbox_unref(mailbox);
+}
+
 /* Debts are paid at once or left to the alarm, as it happens. */
 static void
 owe_now_and_then(void *argument)
@@ -516,6 +541,7 @@ main(void)
         name();                                                                        \
     } while (0)
     RUN(what_is_owed_comes_with_the_alarm_though_nobody_pays);
+    RUN(an_alarm_that_went_off_is_silenced_alone);
     RUN(alarms_and_payments_lose_nothing_between_them);
     RUN(outputs_are_freed_once_whoever_drops_them_and_whenever_their_worker_leaves);
     RUN(sessions_keep_their_order_while_models_replace_each_other);
