@@ -129,13 +129,17 @@ paml_usable_cpus(void)
 
 /* --- sleeping --- */
 
-/* A timed sleep with minimal slack still wakes up some tens of microseconds late. */
-#define WAKE_UP_NS 30000
+/* A timed sleep with minimal slack still wakes up some tens of microseconds late, how
+   many depends on the machine: each thread learns it, and sleeps so much less. */
+#define LATE_FIRST_NS 30000
+#define LATE_MOST_NS 100000
+#define LATE_MARGIN_NS 15000
 
 void
 paml_sleep_until(int64_t moment_ns)
 {
-    int64_t early = moment_ns - WAKE_UP_NS;
+    static _Thread_local int64_t late_ns = LATE_FIRST_NS;
+    int64_t early = moment_ns - late_ns - LATE_MARGIN_NS, late;
 
     if (paml_now_ns() < early) {
         struct timespec until = {early / PAML_SECOND, early % PAML_SECOND};
@@ -143,6 +147,9 @@ paml_sleep_until(int64_t moment_ns)
         prctl(PR_SET_TIMERSLACK, 1UL, 0UL, 0UL, 0UL);
         while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) == EINTR) {
         }
+        late = paml_now_ns() - early;
+        late = late < LATE_MOST_NS ? late : LATE_MOST_NS;
+        late_ns += (late - late_ns) / 8;
     }
     while (paml_now_ns() < moment_ns) {
         paml_cpu_relax();
