@@ -17,7 +17,7 @@ import gc
 import random
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,18 @@ class Meter:
             lag=lag,
             unfinished=unfinished,
         )
+
+
+def joined(runs: Sequence[Run]) -> Run:
+    """Parts of one round as one run; without times of single requests."""
+    return Run(
+        sum(run.requests for run in runs),
+        sum(run.wall_s for run in runs),
+        sum(run.cpu_s for run in runs),
+        None,
+        None,
+        lag=None,
+    )
 
 
 async def idle(seconds: float) -> Run:

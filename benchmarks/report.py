@@ -35,6 +35,7 @@ LOADS = {
     "open": "Poisson, {:,}/s",
     "idle": "no requests",
     "floor": "{} threads",
+    "by turns": "{} in flight, by turns with the C++ loop",
     "alone": "{} in flight",
     "train": "batches of {}, steps a second",
     "ceiling": "batches of {}",

@@ -113,6 +113,21 @@ class Stage:
         run = load.alone(workload.run, x, rows, self._plan.seconds)
         self._add("ceiling", rows, "model alone", run)
 
+    async def by_turns(self, floor: floors.TorchLoop, threads: int) -> Run:
+        """The C++ loop before and after `native`, four times: a machine whose speed
+        changes meanwhile changes it for both. Gives the loop's run."""
+        native, half = self._contenders["native"], self._plan.seconds / 2
+        ours, theirs = [], []
+        for _ in range(4):
+            theirs.append(floor.ask(threads, half))
+            ours.append(
+                await load.closed(native, self.workload.x, 64, self._plan.seconds)
+            )
+            theirs.append(floor.ask(threads, half))
+        self._add("by turns", 64, "native", load.joined(ours))
+        self.floor(threads, run := load.joined(theirs))
+        return run
+
     def floor(self, threads: int, run: Run, by: str = "C++ loop") -> None:
         cell = Cell(self.workload.name, threads, "floor", threads, by)
         self._results.add(cell, run)
@@ -195,11 +210,9 @@ async def torch_suite(results: Results, plan: Plan) -> None:
                     await noop.open(some(everyone, "direct"))
                     rate = 0
                     for turn in range(plan.rounds):
-                        for threads in (1, 2):
-                            run = floor.ask(threads, plan.seconds)
-                            one.floor(threads, run)
-                            if not rate:
-                                rate = int(OPEN_SHARE * run.rps)
+                        run = await one.by_turns(floor, 1)
+                        await two.by_turns(floor, 2)
+                        rate = rate or int(OPEN_SHARE * run.rps)
                         for in_flight in IN_FLIGHT:
                             await one.closed(turn, in_flight)
                             if in_flight == 64:
