@@ -158,6 +158,7 @@ PYTHON_ONLY = (
     "tests/test_keras_exports.py",
     "tests/test_onnx_real_files.py",
     "tests/test_orders.py",
+    "tests/test_silence.py",
     "tests/test_traced_step.py",
     "tests/test_training_schedule.py",
     "tests/test_torch_shim_build.py",
@@ -165,16 +166,21 @@ PYTHON_ONLY = (
     "tests/test_xla_memory.py",  # freed memory is kept aside for a while
 )
 ELSEWHERE = (
+    "tests/test_device_failures.py::test_exit_waits_for_the_device_and_says_so",
     "tests/test_data_parallel.py::test_several_devices_give_what_one_gives[2-transformer",
     "tests/test_data_parallel.py::test_several_devices_give_what_one_gives[3-transformer",
     "tests/test_graph.py::test_minilm_is_served_as_eager_runs_it_with_any_batch_and_length",
+    "tests/test_tensorflow_training.py::test_a_checkpoint_is_tensorflows_and_brings_everything_back",
     "tests/test_tensorflow_training.py::test_a_trainers_checkpoints_bring_it_back_and_the_last_is_tensorflows",
     "tests/test_tensorflow_training.py::test_what_a_trainer_has_saved_tensorflow_reads_value_by_value",
     "tests/test_tensorflow_training.py::test_export_says_what_is_wrong_with_its_arguments",
+    "tests/test_torchscript.py::test_one_thread_is_one_whatever_torch_set_num_threads_said",
     "tests/test_train_and_serve.py::test_a_killed_run_goes_on_from_its_last_checkpoint_bit_by_bit",
     "tests/test_trainer.py::test_a_fit_is_the_eager_loop_to_the_last_bit[Transformer-adam]",
     "tests/test_trainer.py::test_a_fit_is_the_eager_loop_to_the_last_bit[Transformer-adamw]",
     "tests/test_tensorflow_process.py::test_live_keras_models_and_functions_run_with_one_line_and_give_numpy",
+    "tests/test_xla_trainer.py::test_a_checkpoint_brings_everything_back_bit_by_bit",
+    "tests/test_xla_trainer.py::test_a_killed_process_leaves_a_checkpoint_that_is_gone_on_with",
     # A forked child that ends as others do: what the stacks of threads that it doesn't
     # have point to is a leak to the checker.
     "tests/test_tensorflow_process.py::test_process_ends_while_tensorflow_runs[fork]",
