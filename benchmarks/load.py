@@ -64,21 +64,21 @@ class Run:
 
 
 class Meter:
-    """What is measured round a load: wall, CPU and loop lag."""
+    """What is measured round a load: wall, CPU and, with a beat, loop lag."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, beat: bool = True) -> None:
         # What warming up made is put out of the collector's sight, or the lag shown
         # is the collector's.
         gc.collect()
         gc.freeze()
-        self._beat = Beat(loop)
+        self._beat = Beat(loop) if beat else None
         self._cpu = time.process_time()
         self._wall = time.monotonic()
 
     def stop(self, latencies: array[float], unfinished: int = 0) -> Run:
         wall = time.monotonic() - self._wall
         cpu = time.process_time() - self._cpu
-        lag = self._beat.stop()
+        lag = self._beat.stop() if self._beat is not None else None
         ordered = sorted(latencies) or [0.0]
         return Run(
             requests=len(latencies),
@@ -123,7 +123,9 @@ def alone(run: Callable[[Any], Any], x: Any, rows: int, seconds: float) -> Run:
     )
 
 
-async def closed(contender: Contender, x: Any, in_flight: int, seconds: float) -> Run:
+async def closed(
+    contender: Contender, x: Any, in_flight: int, seconds: float, beat: bool = True
+) -> Run:
     clock = time.monotonic
     latencies = array("d")
     record = latencies.append
@@ -146,7 +148,7 @@ async def closed(contender: Contender, x: Any, in_flight: int, seconds: float) -
             before = after
 
     client = blocking if contender.blocking else awaiting
-    meter = Meter(asyncio.get_running_loop())
+    meter = Meter(asyncio.get_running_loop(), beat)
     end = clock() + seconds
     await asyncio.gather(*(client() for _ in range(in_flight)))
     return meter.stop(latencies)

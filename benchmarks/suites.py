@@ -115,13 +115,16 @@ class Stage:
 
     async def by_turns(self, floor: floors.TorchLoop, threads: int) -> Run:
         """The C++ loop before and after `native`, four times: a machine whose speed
-        changes meanwhile changes it for both. Gives the loop's run."""
+        changes meanwhile changes it for both. Nor does the beat tick, which the C++
+        loop hasn't got: it costs whoever computes beside it. Gives the loop's run."""
         native, half = self._contenders["native"], self._plan.seconds / 2
         ours, theirs = [], []
         for _ in range(4):
             theirs.append(floor.ask(threads, half))
             ours.append(
-                await load.closed(native, self.workload.x, 64, self._plan.seconds)
+                await load.closed(
+                    native, self.workload.x, 64, self._plan.seconds, beat=False
+                )
             )
             theirs.append(floor.ask(threads, half))
         self._add("by turns", 64, "native", load.joined(ours))

@@ -55,7 +55,8 @@ worker_program(struct paml_worker *worker)
    Waking a loop that sleeps costs the waker ten microseconds and more on a virtual
    machine, as much as many a run. A worker with more work waiting therefore owes the
    ring for a while: for a fraction of the time that the request has taken so far, so
-   that nobody's latency grows by more than that, and never for longer than it takes the
+   that nobody's latency grows by more than that, and of the time that its deadline
+   leaves, so that nobody is late for that; and never for longer than it takes the
    mailbox's alarm to go off. */
 
 #define GRACE_SHARE 4
@@ -83,15 +84,29 @@ paml_worker_before_run(struct paml_worker *worker)
     return true;
 }
 
+static int64_t
+grace(const struct paml_op *op, int64_t now_ns)
+{
+    int64_t grace_ns = (now_ns - op->submitted_ns) / GRACE_SHARE;
+
+    if (op->deadline_ns != 0 && (op->deadline_ns - now_ns) / GRACE_SHARE < grace_ns) {
+        grace_ns = (op->deadline_ns - now_ns) / GRACE_SHARE;
+    }
+    return grace_ns < GRACE_MOST_NS ? grace_ns : GRACE_MOST_NS;
+}
+
 /* Thread: worker. Locks: none. */
 void
 paml_worker_post(struct paml_worker *worker, struct paml_op *op, int64_t now_ns)
 {
     struct paml_debt *debt = &worker->debt;
     struct paml_mailbox *mailbox = op->mailbox;
-    int64_t grace_ns = (now_ns - op->submitted_ns) / GRACE_SHARE;
+    int64_t due_ns = now_ns + grace(op, now_ns);
 
     if (!paml_mailbox_post_quietly(mailbox, op)) {
+        if (debt->mailbox == mailbox && due_ns < debt->due_ns) {
+            debt->due_ns = due_ns;
+        }
         return;
     }
     if (debt->mailbox == mailbox) {
@@ -101,7 +116,7 @@ paml_worker_post(struct paml_worker *worker, struct paml_op *op, int64_t now_ns)
     }
     debt->mailbox = mailbox;
     debt->guarded = false;
-    debt->due_ns = now_ns + (grace_ns < GRACE_MOST_NS ? grace_ns : GRACE_MOST_NS);
+    debt->due_ns = due_ns;
 }
 
 /* After a batch, which took so long: rings, unless the next one (`more`: one is on)

@@ -6,7 +6,9 @@
 #include "engine_helpers.h"
 
 #include "home.h"
+#include "serve.h"
 #include "session.h"
+#include "worker.h"
 
 #define JOINED() CHECK(paml_threads_join(paml_now_ns() + 30 * PAML_SECOND))
 
@@ -91,6 +93,49 @@ an_alarm_that_went_off_is_silenced_alone(void)
     CHECK(is_readable(mailbox->fd, 0));
     paml_mailbox_set_alarm(mailbox, paml_now_ns());
     CHECK(is_readable(mailbox->alarm_fd, 10000));
+    paml_mailbox_unref(mailbox);
+}
+
+/* Posts an op that has waited for a minute and is due in so many seconds, 0: never. */
+static void
+post_due_in(struct paml_worker *worker, struct paml_mailbox *mailbox, int64_t now_ns,
+            double seconds)
+{
+    struct paml_op *op = op_new(mailbox);
+
+    op->submitted_ns = now_ns - 60 * PAML_SECOND;
+    if (seconds > 0) {
+        op->deadline_ns = now_ns + (int64_t)(seconds * (double)PAML_SECOND);
+    }
+    paml_worker_post(worker, op, now_ns);
+}
+
+static void
+a_ring_is_not_owed_past_a_deadline(void)
+{
+    struct paml_mailbox *mailbox = paml_mailbox_new();
+    struct paml_worker worker = {.debt = {.mailbox = NULL}};
+    int64_t now_ns = paml_now_ns();
+    struct paml_op *op, *next;
+
+    post_due_in(&worker, mailbox, now_ns, 0);
+    CHECK(worker.debt.mailbox == mailbox);
+    CHECK(worker.debt.due_ns >= now_ns + 1000000);
+    post_due_in(&worker, mailbox, now_ns, 1e-3); /* of the same burst */
+    CHECK(worker.debt.due_ns > now_ns && worker.debt.due_ns <= now_ns + 500000);
+    post_due_in(&worker, mailbox, now_ns, 60);
+    CHECK(worker.debt.due_ns <= now_ns + 500000);
+    paml_mailbox_pay(mailbox);
+    worker.debt.mailbox = NULL;
+    for (op = paml_mailbox_take(mailbox); op != NULL; op = next) {
+        next = op->next;
+        op_free(op);
+    }
+    CHECK(paml_mailbox_rest(mailbox));
+    post_due_in(&worker, mailbox, now_ns, 1e-3);
+    CHECK(worker.debt.due_ns > now_ns && worker.debt.due_ns <= now_ns + 500000);
+    paml_mailbox_pay(mailbox);
+    op_free(paml_mailbox_take(mailbox));
     paml_mailbox_unref(mailbox);
 }
 
@@ -542,6 +587,7 @@ main(void)
     } while (0)
     RUN(what_is_owed_comes_with_the_alarm_though_nobody_pays);
     RUN(an_alarm_that_went_off_is_silenced_alone);
+    RUN(a_ring_is_not_owed_past_a_deadline);
     RUN(alarms_and_payments_lose_nothing_between_them);
     RUN(outputs_are_freed_once_whoever_drops_them_and_whenever_their_worker_leaves);
     RUN(sessions_keep_their_order_while_models_replace_each_other);
