@@ -98,9 +98,9 @@ def load(
     in, and runs without Python from then on, over its own weights: what is written to
     them in place is served (until a `Trainer` drives the module: from then on what
     `Model.update_weights` last took from it). Exporting is Python: it takes seconds
-    and holds the GIL in slices. Without inputs, or with ``backend="python"``, a module
-    runs in Python on the workers, as other callables do, and holds the GIL as Python
-    code must.
+    and holds the GIL in slices, and but for a trainer nobody may use the module
+    meanwhile. Without inputs, or with ``backend="python"``, a module runs in Python on
+    the workers, as other callables do, and holds the GIL as Python code must.
 
     `inputs`: example inputs, one or a tuple; each instance runs them before the model
     is ready, so that the first request isn't slow (`warmup=False`: not).

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from ._weights import Live
+from ._tracing import alone
+from ._weights import Live, memory_of, tensors_of
 from .backends import parse_devices
 from .batching import Batching
 from .errors import LoadError
@@ -24,6 +26,8 @@ class ServedProgram:
     served: Served
     #: The live module that it was exported from, if it was.
     module: Any = None
+    #: What that calls its tensors, by their memory.
+    names: Mapping[tuple[Any, ...], str] = field(default_factory=dict)
 
     def model(self, name: str, common: dict[str, Any]) -> Model:
         """The model, not started. Raises `LoadError` for batches it can't run."""
@@ -38,10 +42,11 @@ class ServedProgram:
         model._finish = self.served.finish
         model._structure = self.served.structure
         if self.module is not None:
-            model._live = Live(self.module, self, name, common)
+            model._live = Live(self.module, self.names, self, name, common)
         return model
 
 
+@alone
 def serve_module(
     module: Any,
     entry: str | None,
@@ -59,7 +64,8 @@ def serve_module(
     program, names = export_module(
         module, inputs, dynamic, entry=entry, batch_axes=batch_axes
     )
-    return ServedProgram(serve(program, entry or "forward", names), module)
+    called = {memory_of(tensor): path for path, tensor in tensors_of(module).items()}
+    return ServedProgram(serve(program, entry or "forward", names), module, called)
 
 
 def serve_file(path: str, entry: str | None) -> ServedProgram:

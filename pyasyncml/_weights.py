@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ._copies import copy_all
+from ._tracing import at_rest
 from .errors import Error, LoadError, ModelClosed
 
 if TYPE_CHECKING:
@@ -35,16 +36,20 @@ class Live:
     """A served graph, and which of its constants are a module's tensors, by name."""
 
     def __init__(
-        self, module: Any, program: ServedProgram, name: str, common: dict[str, Any]
+        self,
+        module: Any,
+        names: Mapping[tuple[Any, ...], str],
+        program: ServedProgram,
+        name: str,
+        common: dict[str, Any],
     ) -> None:
         #: Whether copies are served, and no longer the module's own memory.
         self.detached = False
         self.module = weakref.ref(module)
-        names = {_place(tensor): name for name, tensor in tensors_of(module).items()}
         self._program = replace(program, module=None)
         self._name, self._common = name, common
         self._constants = [
-            (names.get(_place(tensor)), tensor)
+            (names.get(memory_of(tensor)), tensor)
             for tensor in program.served.graph.constants
         ]
 
@@ -76,7 +81,8 @@ class Live:
         return program.model(self._name, {**self._common, "warmup_runs": 0})
 
 
-def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
+def memory_of(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """What two tensors have in common that are the same memory."""
     return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
@@ -88,6 +94,7 @@ def tensors_of(module: Any) -> dict[str, torch.Tensor]:
     }
 
 
+@at_rest
 def copy_of(module: Any) -> dict[str, torch.Tensor]:
     """Copies, where no step runs: one call for all of them."""
     import torch

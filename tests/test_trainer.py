@@ -601,8 +601,15 @@ class Gated(nn.Module):
 
 def gated_trainer():
     net = Gated()
-    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
-    return net, ml.Trainer(net, loss=functional.cross_entropy, optimizer=optimizer)
+    return net, ml.Trainer(net, loss=functional.cross_entropy, optimizer=sgd(net))
+
+
+def sgd(net):
+    return torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+
+
+async def load(net, x):
+    return await ml.load(net, inputs=(x,))
 
 
 async def turns():
@@ -713,7 +720,7 @@ def test_a_model_loaded_while_the_first_step_is_traced_serves_a_copy():
             net.hold()
             step = asyncio.create_task(trainer.step(x, y))
             await net.traced()
-            loading = asyncio.create_task(load())
+            loading = asyncio.create_task(load(net, x))
             await turns()
             net.gate.set()
             async with await loading as model:
@@ -723,7 +730,66 @@ def test_a_model_loaded_while_the_first_step_is_traced_serves_a_copy():
                     await trainer.step(x, y)
                 assert torch.equal(await model.infer(x), then)
 
-    async def load():
-        return await ml.load(net, inputs=(x,))
+    asyncio.run(main())
+
+
+def test_an_export_waits_for_a_trace_before_it_looks_at_the_module():
+    """Whose tensors are fake ones, on another device at times, until that ends."""
+    looked = threading.Event()
+
+    class Watched(Gated):
+        def named_parameters(self, *args, **kwargs):
+            if not self.gate.is_set():
+                looked.set()
+            return super().named_parameters(*args, **kwargs)
+
+    net = Watched()
+    trainer = ml.Trainer(net, loss=functional.cross_entropy, optimizer=sgd(net))
+    x, y = digits()
+
+    async def main():
+        async with trainer:
+            net.hold()
+            step = asyncio.create_task(trainer.step(x, y))
+            await net.traced()
+            looked.clear()
+            loading = asyncio.create_task(load(net, x))
+            assert not await asyncio.to_thread(looked.wait, 0.3)
+            net.gate.set()
+            await step
+            await (await loading).close()
+
+    asyncio.run(main())
+
+
+def test_a_trainer_whose_module_is_exported_meanwhile_waits_for_that(tmp_path):
+    net, trainer = gated_trainer()
+    twin, twins = gated_trainer()
+    twin.load_state_dict(net.state_dict())
+    x, y = digits()
+
+    async def main():
+        async with trainer, twins:
+            await trainer.step(x, y)
+            await trainer.save(tmp_path / "saved")
+            net.hold()
+            loading = asyncio.create_task(load(net, x))
+            await net.traced()
+            others = asyncio.gather(
+                trainer.step(x, y),
+                trainer.save(tmp_path / "then"),
+                trainer.restore(tmp_path / "saved"),
+                trainer.step(x, y),
+            )
+            await turns()
+            net.gate.set()
+            async with await loading as model:
+                second, _, _, again = await others
+                await twins.step(x, y)
+                assert second == await twins.step(x, y)
+                assert again == second
+                with torch.no_grad():
+                    await model.update_weights(trainer)
+                    assert torch.equal(await model.infer(x), net(x))
 
     asyncio.run(main())

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from .._tracing import exporting
 from ..errors import LoadError
-from ._module import _exporting, _quiet
+from ._module import _quiet
 from ._program import Names
 
 #: A file of ours within the archive: what people call the program's inputs.
@@ -17,7 +18,7 @@ _NAMES = "pyasyncml.json"
 
 
 def save_program(program: ExportedProgram, names: Names, path: str) -> None:
-    with _exporting, _quiet():
+    with exporting, _quiet():
         torch.export.save(program, path, extra_files={_NAMES: names_text(names)})
 
 
@@ -46,7 +47,7 @@ def names_from(text: str) -> Names:
 def read_program(path: str) -> tuple[ExportedProgram, Names]:
     """What `torch.export.save` wrote, here or elsewhere. Raises `LoadError`."""
     extra: dict[str, Any] = {_NAMES: ""}
-    with _exporting, _quiet():
+    with exporting, _quiet():
         try:
             program = torch.export.load(path, extra_files=extra)
             if not isinstance(program, ExportedProgram):

@@ -17,9 +17,10 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 from torch.utils import _pytree as pytree
 
+from .._tracing import exporting
 from ..errors import LoadError
 from ._lower import graph_of
-from ._module import _exporting, _quiet, reason_of
+from ._module import _quiet, reason_of
 from ._program import Names, Served, Unflatten, describe
 
 _KEY = "pyasyncml"
@@ -71,7 +72,7 @@ def compile_program(program: ExportedProgram, names: Names, path: str) -> None:
         "cpp.dynamic_threads": True,
         "aot_inductor.metadata": {_KEY: json.dumps(about)},
     }
-    with _exporting, _quiet():
+    with exporting, _quiet():
         try:
             torch._inductor.aoti_compile_and_package(
                 program, package_path=package, inductor_configs=configs

@@ -17,13 +17,11 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
+from .._tracing import alone
 from ..errors import LoadError
 from ._describe import fixed_size, home_of
 from ._program import Names, argument_names
 from ._recurrent import whole_recurrent_layers
-
-#: torch.export patches torch while it works: one at a time.
-_exporting = threading.RLock()
 
 #: {"input": {axis: "name"}}, or torch.export's dynamic_shapes.
 Dynamic = Any
@@ -42,6 +40,7 @@ class _Entry(torch.nn.Module):
         return getattr(self.module, self.entry)(*args)
 
 
+@alone
 def export_module(
     module: torch.nn.Module,
     inputs: tuple[Any, ...],
@@ -85,7 +84,7 @@ def export_module(
         if dynamic is None and not _same_sizes(example, args):
             static = example
     target = module if entry is None else _Entry(module, entry)
-    with _exporting, _quiet(), whole_recurrent_layers():
+    with _quiet(), whole_recurrent_layers():
         program = _export(target, args, shapes, static)
     _check_named(program, names, args, axes, dynamic)
     return program, Names(names, axes)

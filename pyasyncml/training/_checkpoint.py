@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .._copies import copy_all
+from .._tracing import at_rest
 from ..errors import LoadError
 from . import _plain
 from ._tensor_file import Stored, checksum, write_checkpoint
@@ -54,6 +55,7 @@ class Checkpoint:
         return _plain.decode(self.header["position"], self.tensors)
 
 
+@at_rest
 def take_checkpoint(
     module: torch.nn.Module,
     loss: Callable[..., Any],
@@ -174,6 +176,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     return Checkpoint(tensors, header)
 
 
+@at_rest
 def restore_checkpoint(
     checkpoint: Checkpoint,
     module: torch.nn.Module,

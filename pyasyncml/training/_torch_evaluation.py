@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ._trace import Pair, Shapes, alone, trace
+from .._tracing import alone
+from ._trace import Pair, Shapes, trace
 
 if TYPE_CHECKING:
     import torch

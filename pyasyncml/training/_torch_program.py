@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 
 from .._call import call
 from .._core import Steps
+from .._tracing import at_rest, own_tensors
 from .._weights import Copies, detach_models
 from ..backends import parse_devices
 from ..errors import BackendError, Error, InputError
@@ -147,7 +148,7 @@ class TorchProgram:
                 self._first.close()
             self._first = None
             self._kinds = kinds
-        elif idle and self._first is not None and self._first.outdated():
+        elif idle and self._first and await _look(self._first.outdated) != "":
             await self._close_models()
             self._first.close()
             self._first = None
@@ -166,7 +167,7 @@ class TorchProgram:
                 self._take,
             )
             assert self._first is not None
-        elif idle and self._first.refresh():
+        elif idle and await _look(self._first.refresh):
             await self._close_models()
         step = self._first
         step.check(tensors)
@@ -375,6 +376,20 @@ class TorchProgram:
 
     async def close(self) -> None:
         await self._close_models()
+
+
+T = TypeVar("T")
+
+
+async def _look(at: Callable[[], T]) -> T:
+    """What it gives, of what looks at the module's tensors: at once, or from a worker
+    where somebody traces now."""
+    if own_tensors.acquire(blocking=False):
+        try:
+            return at()
+        finally:
+            own_tensors.release()
+    return await whole(call(at_rest(at)))
 
 
 class _Rows:

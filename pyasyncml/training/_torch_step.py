@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .._copies import copy_all
+from .._tracing import alone, at_rest
 from ..errors import InputError
 from . import _optimizers
 from ._optimizers import Bucket
 from ._parallel import ParallelGraph, Replicas, ShardedShapes, check_traced_loss
 from ._step_graph import Owners, Place, StepGraph
-from ._trace import Pair, Passes, Shapes, SizesNeeded, alone, describe, kind_of, trace
+from ._trace import Pair, Passes, Shapes, SizesNeeded, describe, kind_of, trace
 
 if TYPE_CHECKING:
     import torch
@@ -169,6 +170,7 @@ class TracedStep:
             stale = step.refresh() or stale
         return stale
 
+    @at_rest
     def replicate(self) -> None:
         """Gives every replica what the first one, the module, has. Where no step runs;
         whatever anybody did to the module since the last one is what counts."""

@@ -8,7 +8,6 @@ the graph is good for every number of rows that takes the same way through the P
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import linecache
 import logging
@@ -17,7 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, LoadError
 
@@ -95,25 +94,6 @@ def _takes_module(loss: Callable[..., Any]) -> bool:
     except (TypeError, ValueError):
         return False
     return first is not None and first.name in ("module", "model")
-
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def alone(trace: Callable[P, T]) -> Callable[P, T]:
-    """For what traces: no two traces or exports in the process at a time. Each puts
-    other tensors into its module meanwhile, which another would take for the module's
-    own."""
-
-    @functools.wraps(trace)
-    def locked(*args: P.args, **kwargs: P.kwargs) -> T:
-        from ..export._module import _exporting
-
-        with _exporting:
-            return trace(*args, **kwargs)
-
-    return locked
 
 
 class SizesNeeded(LoadError):
