@@ -192,6 +192,11 @@ class State(nn.Module):
         return last
 
     @torch.jit.export
+    def remember_ones(self, x):
+        self.history.append(torch.zeros_like(x).add_(1))
+        return self.history
+
+    @torch.jit.export
     def remember(self, x):
         self.history.append(x + 1)
         return self.history
@@ -452,6 +457,37 @@ def test_instances_of_a_stateful_model_have_states_of_their_own(
         alone = int(counted[-1])
         other = len(results) - alone
         assert counted == sorted([*range(1, alone + 1), *range(1, other + 1)])
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "entry", ["forward", "count", "previous", "remember", "remember_ones"]
+)
+def test_what_keeps_state_of_its_own_says_so(save: Save, entry: str) -> None:
+    path = save(State())
+
+    async def main() -> None:
+        async with ml.load(path, entry=entry) as model:
+            assert model.signature.stateful
+
+    asyncio.run(main())
+
+
+def test_writing_to_a_tensor_of_its_own_making_is_no_state(save: Save) -> None:
+    """torch's encoder fills its masks in place, beside weights in one list."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    net = nn.TransformerEncoder(layer, 2).eval()
+    path = save(net)
+    xs = torch.randn(4, 1, 3, 8)
+
+    async def main() -> None:
+        async with ml.load(path, batching=ml.Batching(max_rows=4)) as model:
+            assert not model.signature.stateful
+            served = await asyncio.gather(*map(model.infer, xs))
+        with torch.inference_mode():
+            for x, y in zip(xs, served, strict=True):
+                torch.testing.assert_close(y, net(x))
 
     asyncio.run(main())
 

@@ -36,6 +36,52 @@ is_training_flag(const torch::jit::Node *node)
            node->s(torch::jit::attr::name) == "training";
 }
 
+/* Memory that the operator has just made: none of its results is said to be anybody
+   else's. */
+bool
+is_fresh(const torch::jit::Value *value)
+{
+    const torch::jit::Node *node = value->node();
+    const c10::FunctionSchema *schema = node->maybeSchema();
+
+    return schema != nullptr && node->kind().is_aten() &&
+           schema->returns().size() == 1 &&
+           schema->returns()[0].alias_info() == nullptr && is_tensor(value);
+}
+
+/* x.masked_fill_(...): writes to its first argument, and gives that back. */
+bool
+is_in_place(const torch::jit::Node *node)
+{
+    const c10::FunctionSchema *schema = node->maybeSchema();
+
+    if (schema == nullptr || !node->kind().is_aten() || schema->returns().size() != 1 ||
+        schema->arguments().empty()) {
+        return false;
+    }
+    for (size_t i = 0; i < schema->arguments().size(); i++) {
+        const c10::AliasInfo *alias = schema->arguments()[i].alias_info();
+        if ((alias != nullptr && alias->isWrite()) != (i == 0)) {
+            return false;
+        }
+    }
+    const c10::AliasInfo *given = schema->returns()[0].alias_info();
+    return given != nullptr && *given == *schema->arguments()[0].alias_info();
+}
+
+/* Such writes reach nobody. The alias analysis knows of no order, though: were the
+   tensor put beside weights in a list later, the weights would count as written to. */
+void
+forget_writes_to_fresh(const std::shared_ptr<torch::jit::Graph> &graph)
+{
+    for (torch::jit::Node *node : nodes_of(graph)) {
+        if (is_in_place(node) && is_fresh(node->input(0))) {
+            node->output()->replaceAllUsesWith(node->input(0));
+            node->destroy();
+        }
+    }
+}
+
 /* The method's graph with every call inlined and the branches gone that only training
    takes: batch norm counts its batches in one of them. */
 std::shared_ptr<torch::jit::Graph>
@@ -68,6 +114,7 @@ Writes
 writes_of(const torch::jit::Method &method)
 {
     const std::shared_ptr<torch::jit::Graph> graph = evaluation_graph(method);
+    forget_writes_to_fresh(graph);
     const torch::jit::AliasDb aliases(graph);
     Writes writes;
 
