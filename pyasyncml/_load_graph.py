@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ._tracing import alone
 from ._weights import Live, memory_of, tensors_of
 from .backends import parse_devices
 from .batching import Batching
@@ -42,11 +41,10 @@ class ServedProgram:
         model._finish = self.served.finish
         model._structure = self.served.structure
         if self.module is not None:
-            model._live = Live(self.module, self.names, self, name, common)
+            model._live = Live(self, name, common)
         return model
 
 
-@alone
 def serve_module(
     module: Any,
     entry: str | None,

@@ -36,20 +36,15 @@ class Live:
     """A served graph, and which of its constants are a module's tensors, by name."""
 
     def __init__(
-        self,
-        module: Any,
-        names: Mapping[tuple[Any, ...], str],
-        program: ServedProgram,
-        name: str,
-        common: dict[str, Any],
+        self, program: ServedProgram, name: str, common: dict[str, Any]
     ) -> None:
         #: Whether copies are served, and no longer the module's own memory.
         self.detached = False
-        self.module = weakref.ref(module)
+        self.module = weakref.ref(program.module)
         self._program = replace(program, module=None)
         self._name, self._common = name, common
         self._constants = [
-            (names.get(memory_of(tensor)), tensor)
+            (program.names.get(memory_of(tensor)), tensor)
             for tensor in program.served.graph.constants
         ]
 
@@ -86,6 +81,7 @@ def memory_of(tensor: torch.Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
+@at_rest
 def tensors_of(module: Any) -> dict[str, torch.Tensor]:
     """A module's parameters and buffers by name, tied ones under each of theirs."""
     return {
@@ -94,7 +90,6 @@ def tensors_of(module: Any) -> dict[str, torch.Tensor]:
     }
 
 
-@at_rest
 def copy_of(module: Any) -> dict[str, torch.Tensor]:
     """Copies, where no step runs: one call for all of them."""
     import torch

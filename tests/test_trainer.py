@@ -599,13 +599,18 @@ class Gated(nn.Module):
         assert await asyncio.to_thread(self.begun.wait, 30)
 
 
-def gated_trainer():
-    net = Gated()
-    return net, ml.Trainer(net, loss=functional.cross_entropy, optimizer=sgd(net))
+def gated_trainer(kind=Gated):
+    net = kind()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    return net, ml.Trainer(net, loss=functional.cross_entropy, optimizer=optimizer)
 
 
-def sgd(net):
-    return torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+async def held(net, traces):
+    """A task of what traces the module; its gate is closed, and it has come to it."""
+    net.hold()
+    task = asyncio.create_task(traces)
+    await net.traced()
+    return task
 
 
 async def load(net, x):
@@ -623,9 +628,7 @@ def test_a_step_cancelled_while_it_is_traced_leaves_the_module_as_it_was():
 
     async def main():
         async with trainer:
-            net.hold()
-            step = asyncio.create_task(trainer.step(*digits()))
-            await net.traced()
+            step = await held(net, trainer.step(*digits()))
             step.cancel()
             await turns()
             net.gate.set()
@@ -717,9 +720,7 @@ def test_a_model_loaded_while_the_first_step_is_traced_serves_a_copy():
 
     async def main():
         async with trainer:
-            net.hold()
-            step = asyncio.create_task(trainer.step(x, y))
-            await net.traced()
+            step = await held(net, trainer.step(x, y))
             loading = asyncio.create_task(load(net, x))
             await turns()
             net.gate.set()
@@ -743,15 +744,12 @@ def test_an_export_waits_for_a_trace_before_it_looks_at_the_module():
                 looked.set()
             return super().named_parameters(*args, **kwargs)
 
-    net = Watched()
-    trainer = ml.Trainer(net, loss=functional.cross_entropy, optimizer=sgd(net))
+    net, trainer = gated_trainer(Watched)
     x, y = digits()
 
     async def main():
         async with trainer:
-            net.hold()
-            step = asyncio.create_task(trainer.step(x, y))
-            await net.traced()
+            step = await held(net, trainer.step(x, y))
             looked.clear()
             loading = asyncio.create_task(load(net, x))
             assert not await asyncio.to_thread(looked.wait, 0.3)
@@ -772,9 +770,7 @@ def test_a_trainer_whose_module_is_exported_meanwhile_waits_for_that(tmp_path):
         async with trainer, twins:
             await trainer.step(x, y)
             await trainer.save(tmp_path / "saved")
-            net.hold()
-            loading = asyncio.create_task(load(net, x))
-            await net.traced()
+            loading = await held(net, load(net, x))
             others = asyncio.gather(
                 trainer.step(x, y),
                 trainer.save(tmp_path / "then"),

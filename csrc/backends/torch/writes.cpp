@@ -36,27 +36,34 @@ is_training_flag(const torch::jit::Node *node)
            node->s(torch::jit::attr::name) == "training";
 }
 
-/* Memory that the operator has just made: none of its results is said to be anybody
-   else's. */
+/* Of one of torch's operators with one result; else NULL. */
+const c10::FunctionSchema *
+schema_of(const torch::jit::Node *node)
+{
+    const c10::FunctionSchema *schema = node->maybeSchema();
+
+    return schema != nullptr && node->kind().is_aten() && schema->returns().size() == 1
+               ? schema
+               : nullptr;
+}
+
+/* Memory that the operator just made: its result isn't said to be anybody else's. */
 bool
 is_fresh(const torch::jit::Value *value)
 {
-    const torch::jit::Node *node = value->node();
-    const c10::FunctionSchema *schema = node->maybeSchema();
+    const c10::FunctionSchema *schema = schema_of(value->node());
 
-    return schema != nullptr && node->kind().is_aten() &&
-           schema->returns().size() == 1 &&
-           schema->returns()[0].alias_info() == nullptr && is_tensor(value);
+    return schema != nullptr && schema->returns()[0].alias_info() == nullptr &&
+           is_tensor(value);
 }
 
 /* x.masked_fill_(...): writes to its first argument, and gives that back. */
 bool
 is_in_place(const torch::jit::Node *node)
 {
-    const c10::FunctionSchema *schema = node->maybeSchema();
+    const c10::FunctionSchema *schema = schema_of(node);
 
-    if (schema == nullptr || !node->kind().is_aten() || schema->returns().size() != 1 ||
-        schema->arguments().empty()) {
+    if (schema == nullptr || schema->arguments().empty()) {
         return false;
     }
     for (size_t i = 0; i < schema->arguments().size(); i++) {
