@@ -55,7 +55,7 @@ struct paml_model;
 /* A ring that a worker owes a mailbox. Owner: the worker. */
 struct paml_debt {
     struct paml_mailbox *mailbox; /* NULL: none */
-    bool guarded;                 /* the alarm is set */
+    bool guarded;                 /* an alarm is under way */
     int64_t due_ns;
     int64_t usual_run_ns; /* moving average */
 };

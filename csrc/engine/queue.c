@@ -5,6 +5,7 @@
 #include <stddef.h>
 
 #include "clock.h"
+#include "crowd.h"
 #include "mailbox.h"
 #include "session.h"
 
@@ -18,35 +19,19 @@ static struct paml_op inbox_closed;
 /* How long a burst may keep an idle worker from what has come. */
 #define HOLD_NS 50000
 
-/* Spinning workers in the whole process: at least one processor stays free of them. */
-static atomic_int spinning;
-
-/* Workers in the whole process that aren't asleep in a queue. */
-static atomic_int awake;
-
-static int
-usable_cpus(void)
+/* The lock is held for less time than it takes to sleep and be woken: who finds it
+   taken looks again a few times first. */
+static void
+lock_init(pthread_mutex_t *lock)
 {
-    static atomic_int usable; /* 0: not known yet */
-    int cpus = atomic_load_explicit(&usable, memory_order_relaxed);
+    pthread_mutexattr_t attributes;
 
-    if (cpus == 0) {
-        cpus = paml_usable_cpus();
-        atomic_store_explicit(&usable, cpus, memory_order_relaxed);
-    }
-    return cpus;
-}
-
-void
-paml_queue_attend(int workers)
-{
-    atomic_fetch_add_explicit(&awake, workers, memory_order_relaxed);
-}
-
-bool
-paml_queue_crowded(void)
-{
-    return atomic_load_explicit(&awake, memory_order_relaxed) >= usable_cpus();
+    pthread_mutexattr_init(&attributes);
+#ifdef __GLIBC__
+    pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_ADAPTIVE_NP);
+#endif
+    pthread_mutex_init(lock, &attributes);
+    pthread_mutexattr_destroy(&attributes);
 }
 
 static void
@@ -72,7 +57,7 @@ paml_queue_init(struct paml_queue *queue, const struct paml_batching *batching,
     atomic_init(&queue->listed, 0);
     sem_init(&queue->wake, 0, 0);
     paml_bells_init(&queue->bells);
-    pthread_mutex_init(&queue->lock, NULL);
+    lock_init(&queue->lock);
     paml_schedule_init(&queue->schedule, batching,
                        limits->when_full == PAML_FULL_WAIT ? limits->max_rows
                                                            : INT64_MAX / 2);
@@ -345,8 +330,7 @@ queue_spin(struct paml_queue *queue, const struct paml_patience *patience)
     if (patience->limit_ns == 0 || patience->usual_ns > patience->limit_ns) {
         return false;
     }
-    if (atomic_fetch_add_explicit(&spinning, 1, memory_order_relaxed) <
-        usable_cpus() - 1) {
+    if (paml_crowd_spin()) {
         atomic_fetch_add_explicit(&queue->spinners, 1, memory_order_seq_cst);
         until = paml_now_ns() + patience->limit_ns;
         /* Looking takes the inbox's cache line from whoever pushes: look rarely enough
@@ -363,7 +347,7 @@ queue_spin(struct paml_queue *queue, const struct paml_patience *patience)
         atomic_fetch_sub_explicit(&queue->spinners, 1, memory_order_seq_cst);
         news = news || paml_queue_has_news(queue);
     }
-    atomic_fetch_sub_explicit(&spinning, 1, memory_order_relaxed);
+    paml_crowd_spun();
     return news;
 }
 
@@ -462,7 +446,7 @@ queue_sleep(struct paml_queue *queue, const struct paml_batch *batch)
     if (news && queue_count_out(queue)) {
         return;
     }
-    paml_queue_attend(-1);
+    paml_crowd_attend(-1);
     while (queue_doze(queue, until_ns) < 0) {
         if (errno == ETIMEDOUT && queue_count_out(queue)) {
             break;
@@ -471,7 +455,7 @@ queue_sleep(struct paml_queue *queue, const struct paml_batch *batch)
             until_ns = 0; /* the post is on its way */
         }
     }
-    paml_queue_attend(1);
+    paml_crowd_attend(1);
 }
 
 /* Thread: worker. GIL: not held. Locks: takes `lock`. */
@@ -564,9 +548,9 @@ paml_queue_listen(struct paml_queue *queue, struct paml_bell *bell,
     if (work) {
         paml_bell_hush(bell);
     } else {
-        paml_queue_attend(-1);
+        paml_crowd_attend(-1);
         paml_bell_wait(bell, until_ns);
-        paml_queue_attend(1);
+        paml_crowd_attend(1);
     }
     if (paml_bells_take(&queue->bells, bell)) {
         atomic_fetch_sub_explicit(&queue->listening, 1, memory_order_seq_cst);

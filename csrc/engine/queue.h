@@ -116,12 +116,6 @@ void paml_queue_listen(struct paml_queue *queue, struct paml_bell *bell,
 /* A worker that will take no more: what waits, or will, is another's. */
 void paml_queue_hand_on(struct paml_queue *queue);
 
-/* Workers come (1) and go (-1). */
-void paml_queue_attend(int workers);
-
-/* Whether every processor has a worker at work: nobody else should spin then. */
-bool paml_queue_crowded(void);
-
 /* A session's op is through (`fresh`: see session.h): the next one, if there is one, is
    let into its queue, or answered where nobody serves that any more. */
 void paml_queue_pass_on(struct paml_session *session, bool fresh);

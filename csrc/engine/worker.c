@@ -2,6 +2,7 @@
 
 #include "budget.h"
 #include "clock.h"
+#include "crowd.h"
 #include "flights.h"
 #include "mailbox.h"
 #include "serve.h"
@@ -54,13 +55,8 @@ worker_program(struct paml_worker *worker)
 
    Waking a loop that sleeps costs the waker ten microseconds and more on a virtual
    machine, as much as many a run. A worker with more work waiting therefore owes the
-   ring for a while: for a fraction of the time that the request has taken so far, so
-   that nobody's latency grows by more than that, and of the time that its deadline
-   leaves, so that nobody is late for that; and never for longer than it takes the
-   mailbox's alarm to go off. */
-
-#define GRACE_SHARE 4
-#define GRACE_MOST_NS 2000000
+   ring for the time that its request may take yet (paml_mailbox_grace), and never for
+   longer than it takes the mailbox's alarm to go off. */
 
 static void
 worker_pay(struct paml_worker *worker)
@@ -71,6 +67,16 @@ worker_pay(struct paml_worker *worker)
     if (mailbox != NULL) {
         paml_mailbox_pay(mailbox);
     }
+}
+
+/* The loop has come by itself. */
+static void
+worker_forget_debt(struct paml_worker *worker)
+{
+    struct paml_mailbox *mailbox = worker->debt.mailbox;
+
+    worker->debt.mailbox = NULL;
+    paml_mailbox_unref(mailbox);
 }
 
 /* Thread: worker. Locks: none. */
@@ -84,43 +90,40 @@ paml_worker_before_run(struct paml_worker *worker)
     return true;
 }
 
-static int64_t
-grace(const struct paml_op *op, int64_t now_ns)
-{
-    int64_t grace_ns = (now_ns - op->submitted_ns) / GRACE_SHARE;
-
-    if (op->deadline_ns != 0 && (op->deadline_ns - now_ns) / GRACE_SHARE < grace_ns) {
-        grace_ns = (op->deadline_ns - now_ns) / GRACE_SHARE;
-    }
-    return grace_ns < GRACE_MOST_NS ? grace_ns : GRACE_MOST_NS;
-}
-
 /* Thread: worker. Locks: none. */
 void
 paml_worker_post(struct paml_worker *worker, struct paml_op *op, int64_t now_ns)
 {
     struct paml_debt *debt = &worker->debt;
     struct paml_mailbox *mailbox = op->mailbox;
-    int64_t due_ns = now_ns + grace(op, now_ns);
+    int64_t due_ns = now_ns + paml_mailbox_grace(op, now_ns);
 
-    if (!paml_mailbox_post_quietly(mailbox, op)) {
+    switch (paml_mailbox_post_quietly(mailbox, op)) {
+    case PAML_TOLD_LATER:
         if (debt->mailbox == mailbox && due_ns < debt->due_ns) {
             debt->due_ns = due_ns;
         }
         return;
+    case PAML_TOLD_SOON:
+        if (debt->mailbox == mailbox) {
+            worker_forget_debt(worker);
+        }
+        return;
+    case PAML_NOT_TOLD:
+        if (debt->mailbox == mailbox) {
+            worker_forget_debt(worker);
+        } else {
+            worker_pay(worker);
+        }
+        debt->mailbox = mailbox;
+        debt->guarded = false;
+        debt->due_ns = due_ns;
     }
-    if (debt->mailbox == mailbox) {
-        paml_mailbox_unref(mailbox); /* the loop came by itself: nothing was owed */
-    } else {
-        worker_pay(worker);
-    }
-    debt->mailbox = mailbox;
-    debt->guarded = false;
-    debt->due_ns = due_ns;
 }
 
-/* After a batch, which took so long: rings, unless the next one (`more`: one is on)
-   will have ended before it is due. Thread: worker. Locks: none. */
+/* After a batch, which took so long: rings, unless there is a next one (`more`: it is
+   on) and either that will have ended before the ring is due, or the mailbox's owner
+   will have come by itself. Thread: worker. Locks: none. */
 static void
 worker_ring(struct paml_worker *worker, int64_t run_ns, int64_t now_ns, bool more)
 {
@@ -132,8 +135,11 @@ worker_ring(struct paml_worker *worker, int64_t run_ns, int64_t now_ns, bool mor
     if (debt->mailbox == NULL) {
         return;
     }
-    if (next_ns < debt->due_ns &&
-        (more || paml_queue_has_news(&worker->model->queue))) {
+    if (!more && !paml_queue_has_news(&worker->model->queue)) {
+        worker_pay(worker);
+    } else if (paml_mailbox_has_alarm(debt->mailbox, debt->due_ns)) {
+        debt->guarded = true;
+    } else if (next_ns < debt->due_ns) {
         paml_mailbox_set_alarm(debt->mailbox, now_ns);
         debt->guarded = true;
     } else {
@@ -329,9 +335,9 @@ worker_wait_flying(struct paml_worker *worker, struct paml_flights *flights)
         paml_queue_listen(&worker->model->queue, paml_flights_bell(flights),
                           &worker->batch, until_ns);
     } else {
-        paml_queue_attend(-1);
+        paml_crowd_attend(-1);
         paml_bell_wait(paml_flights_bell(flights), until_ns);
-        paml_queue_attend(1);
+        paml_crowd_attend(1);
     }
     if (worker->home != NULL) {
         paml_home_wake(worker->home);
@@ -380,7 +386,7 @@ worker_work(struct paml_worker *worker, void *instance, struct paml_error *error
     struct paml_flights *flights = paml_flights_new(worker, instance, error);
 
     worker->home = paml_home_new();
-    paml_queue_attend(1);
+    paml_crowd_attend(1);
     if (flights != NULL) {
         worker_serve_flying(worker, flights);
         paml_flights_free(flights);
@@ -389,7 +395,7 @@ worker_work(struct paml_worker *worker, void *instance, struct paml_error *error
     }
     worker_give_tokens(worker);
     worker_pay(worker);
-    paml_queue_attend(-1);
+    paml_crowd_attend(-1);
     if (worker->home != NULL) {
         paml_home_leave(worker->home);
     }

@@ -3,6 +3,7 @@
 #include <errno.h>
 
 #include "clock.h"
+#include "crowd.h"
 #include "served.h"
 #include "thread.h"
 #include "stop.h"
@@ -157,12 +158,12 @@ paml_hub_settle(HubObj *hub, struct paml_request *request)
 #define LINGER_NS 30000
 
 static void
-hub_note_arrival(HubObj *hub)
+hub_note_arrival(HubObj *hub, int64_t now_ns)
 {
     int64_t gap;
 
     if (hub->dry_since_ns != 0) {
-        gap = paml_now_ns() - hub->dry_since_ns;
+        gap = now_ns - hub->dry_since_ns;
         gap = gap < 8 * LINGER_NS ? gap : 8 * LINGER_NS;
         hub->usual_gap_ns += (gap - hub->usual_gap_ns) / 4;
         hub->dry_since_ns = 0;
@@ -172,24 +173,78 @@ hub_note_arrival(HubObj *hub)
 static int
 hub_lingers(HubObj *hub, int64_t now_ns)
 {
-    if (hub->in_flight == NULL || hub->usual_gap_ns >= LINGER_NS ||
-        paml_queue_crowded()) {
+    if (hub->in_flight == NULL || hub->usual_gap_ns >= LINGER_NS || paml_crowded()) {
         return 0;
     }
     return now_ns - hub->dry_since_ns < LINGER_NS;
+}
+
+/* --- watching ---
+
+   Where a few results come while the loop sleeps, as many as the workers let lie until
+   a ring is due, the hub sees to it by itself that the loop wakes then: by an alarm
+   that it sets, so that no worker leaves its run to wake anybody. */
+
+#define WATCH_LEAST 4
+#define WATCH_LEAST_NS 500000
+#define WATCH_FAILS_MOST 6
+
+/* How long the loop may sleep by an alarm of its own; 0: until somebody rings. */
+static int64_t
+hub_may_watch(HubObj *hub)
+{
+    bool few = hub->arrived < WATCH_LEAST;
+
+    if (hub->watches && few) {
+        /* Woken for little: each time it goes without for longer. */
+        hub->watch_fails += hub->watch_fails < WATCH_FAILS_MOST;
+        hub->watch_pauses = 1U << hub->watch_fails;
+    } else if (hub->watches) {
+        hub->watch_fails = 0;
+    } else if (hub->watch_pauses > 0) {
+        hub->watch_pauses--;
+    }
+    return !few && hub->watch_pauses == 0 && hub->in_flight != NULL &&
+                   hub->grace_ns >= WATCH_LEAST_NS && !paml_crowded()
+               ? hub->grace_ns
+               : 0;
+}
+
+/* The mailbox is empty: its owner sleeps, unless something comes at this moment. */
+static void
+hub_rest(HubObj *hub, int64_t now_ns)
+{
+    int64_t watch_ns = hub_may_watch(hub);
+
+    paml_mailbox_silence(hub->mailbox, now_ns);
+    hub->watches = false;
+    if (paml_mailbox_rest(hub->mailbox, now_ns, watch_ns)) {
+        hub->watches = watch_ns > 0;
+        hub->looked_ns = now_ns;
+        hub->arrived = 0;
+        hub->grace_ns = INT64_MAX;
+    } else {
+        paml_mailbox_ring(hub->mailbox);
+    }
 }
 
 static void
 hub_settle_arrived(HubObj *hub)
 {
     struct paml_op *op = paml_mailbox_take(hub->mailbox), *next;
+    int64_t before_ns = hub->looked_ns, grace_ns;
     FutureObj *future;
 
-    if (op != NULL) {
-        hub_note_arrival(hub);
+    if (op == NULL) {
+        return;
     }
+    hub->looked_ns = paml_now_ns();
+    hub_note_arrival(hub, hub->looked_ns);
     while (op != NULL) {
         next = op->next;
+        hub->arrived++;
+        grace_ns = paml_mailbox_grace(op, before_ns);
+        hub->grace_ns = grace_ns < hub->grace_ns ? grace_ns : hub->grace_ns;
         future = paml_hub_settle(hub, (struct paml_request *)op);
         if (future != NULL) {
             paml_hub_ready(hub, future);
@@ -355,10 +410,7 @@ Hub_drain(HubObj *hub, PyObject *Py_UNUSED(ignored))
         paml_mailbox_ring(hub->mailbox); /* two calls in one turn: see above */
         Py_RETURN_NONE;
     }
-    paml_mailbox_silence(hub->mailbox, now_ns);
-    if (!paml_mailbox_rest(hub->mailbox)) {
-        paml_mailbox_ring(hub->mailbox);
-    }
+    hub_rest(hub, now_ns);
     Py_RETURN_NONE;
 }
 

@@ -35,7 +35,14 @@ typedef struct hub {
     /* Lingering: see hub.c. */
     int64_t dry_since_ns; /* the mailbox has been empty since then; 0: it isn't */
     int64_t usual_gap_ns; /* moving average of how long it stays empty */
-    int64_t *timers;      /* of the loop, outstanding; latest first */
+    /* Watching: see hub.c. */
+    unsigned arrived;      /* since the mailbox last rested */
+    int64_t looked_ns;     /* when it was last emptied */
+    int64_t grace_ns;      /* the shortest of what arrived, had it been told then */
+    bool watches;          /* it rests by an alarm of its own */
+    unsigned watch_pauses; /* rests to go without */
+    unsigned watch_fails;  /* in a row */
+    int64_t *timers;       /* of the loop, outstanding; latest first */
     size_t n_timers, timers_capacity;
     int debug;
     int one_by_one; /* callbacks go through the loop's call_soon */

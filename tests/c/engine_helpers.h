@@ -54,7 +54,7 @@ await(struct paml_mailbox *mailbox, struct paml_op **rest)
     struct paml_op *op;
 
     while (*rest == NULL) {
-        if (paml_mailbox_rest(mailbox)) {
+        if (paml_mailbox_rest(mailbox, 0, 0)) {
             CHECK(poll(bells, 2, 30000) >= 1);
             paml_mailbox_silence(mailbox, paml_now_ns());
         }

@@ -75,7 +75,7 @@ a_mailbox_outlives_its_owner_while_somebody_posts(void)
         while ((op = paml_mailbox_take(mailbox)) == NULL) {
             /* Half the time the poster must ring, and may still be at it below. */
             if (i % 2 == 0) {
-                paml_mailbox_rest(mailbox);
+                paml_mailbox_rest(mailbox, 0, 0);
             }
         }
         op_free(op);

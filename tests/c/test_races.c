@@ -1,5 +1,5 @@
-/* Races between threads that each do something right: alarms and who is paid, homes and
- * who drops, sessions and models that come and go, sleepers and what they wait for.
+/* Races between threads that each do something right: homes and who drops, sessions and
+ * models that come and go, sleepers and what they wait for.
  *
  * Most of what is checked here a sanitizer sees; what hangs fails in await().
  */
@@ -8,171 +8,8 @@
 #include "home.h"
 #include "serve.h"
 #include "session.h"
-#include "worker.h"
 
 #define JOINED() CHECK(paml_threads_join(paml_now_ns() + 30 * PAML_SECOND))
-
-/* --- alarms --- */
-
-#define DEBTORS 3
-#define DEBTS 40
-
-struct debtor {
-    struct paml_mailbox *mailbox;
-    atomic_int arrived; /* of its ops */
-};
-
-/* Owes a ring for each op, and pays only once the op has come. */
-static void
-owe(void *argument)
-{
-    struct debtor *debtor = argument;
-
-    for (int i = 0; i < DEBTS; i++) {
-        struct paml_op *op = op_new(debtor->mailbox);
-        bool owed;
-
-        op->user = debtor;
-        owed = paml_mailbox_post_quietly(debtor->mailbox, op);
-        if (owed) {
-            paml_mailbox_set_alarm(debtor->mailbox, paml_now_ns());
-        }
-        while (atomic_load(&debtor->arrived) <= i) {
-            usleep(10); /* its run */
-        }
-        if (owed) {
-            paml_mailbox_pay(debtor->mailbox);
-        }
-    }
-    paml_thread_leaving();
-}
-
-static void
-what_is_owed_comes_with_the_alarm_though_nobody_pays(void)
-{
-    struct paml_mailbox *mailbox = paml_mailbox_new();
-    struct debtor debtors[DEBTORS];
-    struct paml_op *rest = NULL;
-    int64_t begun_ns = paml_now_ns();
-
-    for (int i = 0; i < DEBTORS; i++) {
-        debtors[i].mailbox = mailbox;
-        atomic_init(&debtors[i].arrived, 0);
-        CHECK(paml_thread_start(owe, &debtors[i], "debtor") == 0);
-    }
-    for (int i = 0; i < DEBTORS * DEBTS; i++) {
-        struct paml_op *op = await(mailbox, &rest);
-        atomic_fetch_add(&((struct debtor *)op->user)->arrived, 1);
-        op_free(op);
-    }
-    JOINED();
-    /* An alarm each at worst: nobody waited for a poll to give up. */
-    CHECK(paml_now_ns() - begun_ns < 25 * PAML_SECOND);
-    paml_mailbox_unref(mailbox);
-}
-
-static bool
-is_readable(int fd, int timeout_ms)
-{
-    struct pollfd one = {.fd = fd, .events = POLLIN};
-
-    return poll(&one, 1, timeout_ms) == 1;
-}
-
-static void
-an_alarm_that_went_off_is_silenced_alone(void)
-{
-    struct paml_mailbox *mailbox = paml_mailbox_new();
-
-    paml_mailbox_set_alarm(mailbox, paml_now_ns());
-    paml_mailbox_silence_alarm(mailbox, paml_now_ns()); /* too early: goes off yet */
-    CHECK(is_readable(mailbox->alarm_fd, 10000));
-    paml_mailbox_ring(mailbox);
-    paml_mailbox_silence_alarm(mailbox, paml_now_ns());
-    CHECK(!is_readable(mailbox->alarm_fd, 0));
-    CHECK(is_readable(mailbox->fd, 0));
-    paml_mailbox_set_alarm(mailbox, paml_now_ns());
-    CHECK(is_readable(mailbox->alarm_fd, 10000));
-    paml_mailbox_unref(mailbox);
-}
-
-/* Posts an op that has waited for a minute and is due in so many seconds, 0: never. */
-static void
-post_due_in(struct paml_worker *worker, struct paml_mailbox *mailbox, int64_t now_ns,
-            double seconds)
-{
-    struct paml_op *op = op_new(mailbox);
-
-    op->submitted_ns = now_ns - 60 * PAML_SECOND;
-    if (seconds > 0) {
-        op->deadline_ns = now_ns + (int64_t)(seconds * (double)PAML_SECOND);
-    }
-    paml_worker_post(worker, op, now_ns);
-}
-
-static void
-a_ring_is_not_owed_past_a_deadline(void)
-{
-    struct paml_mailbox *mailbox = paml_mailbox_new();
-    struct paml_worker worker = {.debt = {.mailbox = NULL}};
-    int64_t now_ns = paml_now_ns();
-    struct paml_op *op, *next;
-
-    post_due_in(&worker, mailbox, now_ns, 0);
-    CHECK(worker.debt.mailbox == mailbox);
-    CHECK(worker.debt.due_ns >= now_ns + 1000000);
-    post_due_in(&worker, mailbox, now_ns, 1e-3); /* of the same burst */
-    CHECK(worker.debt.due_ns > now_ns && worker.debt.due_ns <= now_ns + 500000);
-    post_due_in(&worker, mailbox, now_ns, 60);
-    CHECK(worker.debt.due_ns <= now_ns + 500000);
-    paml_mailbox_pay(mailbox);
-    worker.debt.mailbox = NULL;
-    for (op = paml_mailbox_take(mailbox); op != NULL; op = next) {
-        next = op->next;
-        op_free(op);
-    }
-    CHECK(paml_mailbox_rest(mailbox));
-    post_due_in(&worker, mailbox, now_ns, 1e-3);
-    CHECK(worker.debt.due_ns > now_ns && worker.debt.due_ns <= now_ns + 500000);
-    paml_mailbox_pay(mailbox);
-    op_free(paml_mailbox_take(mailbox));
-    paml_mailbox_unref(mailbox);
-}
-
-/* Debts are paid at once or left to the alarm, as it happens. */
-static void
-owe_now_and_then(void *argument)
-{
-    struct paml_mailbox *mailbox = argument;
-    unsigned seed = (unsigned)paml_now_ns();
-
-    for (int i = 0; i < 5000; i++) {
-        if (paml_mailbox_post_quietly(mailbox, op_new(mailbox))) {
-            if (rand_r(&seed) % 8 == 0) {
-                paml_mailbox_set_alarm(mailbox, paml_now_ns());
-                usleep(rand_r(&seed) % 50);
-            }
-            paml_mailbox_pay(mailbox);
-        }
-    }
-    paml_thread_leaving();
-}
-
-static void
-alarms_and_payments_lose_nothing_between_them(void)
-{
-    struct paml_mailbox *mailbox = paml_mailbox_new();
-    struct paml_op *rest = NULL;
-
-    for (int i = 0; i < DEBTORS; i++) {
-        CHECK(paml_thread_start(owe_now_and_then, mailbox, "debtor") == 0);
-    }
-    for (int i = 0; i < DEBTORS * 5000; i++) {
-        op_free(await(mailbox, &rest));
-    }
-    JOINED();
-    paml_mailbox_unref(mailbox);
-}
 
 /* --- homes --- */
 
@@ -585,10 +422,6 @@ main(void)
         fflush(stdout);                                                                \
         name();                                                                        \
     } while (0)
-    RUN(what_is_owed_comes_with_the_alarm_though_nobody_pays);
-    RUN(an_alarm_that_went_off_is_silenced_alone);
-    RUN(a_ring_is_not_owed_past_a_deadline);
-    RUN(alarms_and_payments_lose_nothing_between_them);
     RUN(outputs_are_freed_once_whoever_drops_them_and_whenever_their_worker_leaves);
     RUN(sessions_keep_their_order_while_models_replace_each_other);
     RUN(who_fills_the_batch_wakes_who_waits_for_it);

@@ -159,7 +159,7 @@ await(struct bench *bench)
     struct paml_op *op;
 
     while (bench->rest == NULL) {
-        if (paml_mailbox_rest(mailbox)) {
+        if (paml_mailbox_rest(mailbox, 0, 0)) {
             CHECK(poll(bells, 2, 30000) >= 1);
             paml_mailbox_silence(mailbox, paml_now_ns());
         }
