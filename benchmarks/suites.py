@@ -200,28 +200,37 @@ async def torch_suite(results: Results, plan: Plan) -> None:
     from . import models
 
     everyone = contenders.starters()
+
+    async def against_the_loop(model: models.Model, instances: int) -> Run:
+        """Both started anew for each round: a process keeps the pages that it got, and
+        with them up to 2 % of its speed."""
+        workload = models.workload(model, instances)
+        with floors.TorchLoop(model) as floor:
+            async with Stage(results, plan, workload) as stage:
+                await stage.open(some(everyone, "native"))
+                return await stage.by_turns(floor, instances)
+
     with tempfile.TemporaryDirectory() as folder:
         for model in models.build(Path(folder)):
             say(model.name)
-            with floors.TorchLoop(model) as floor:
-                one = Stage(results, plan, models.workload(model, instances=1))
-                two = Stage(results, plan, models.workload(model, instances=2))
-                noop = Stage(results, plan, await echo.workload(1, 0.0, one.workload.x))
-                async with one, two, noop:
-                    await one.open(everyone)
-                    await two.open(some(everyone, "native", "bridge", "executor"))
-                    await noop.open(some(everyone, "direct"))
-                    rate = 0
-                    for turn in range(plan.rounds):
-                        run = await one.by_turns(floor, 1)
-                        await two.by_turns(floor, 2)
-                        rate = rate or int(OPEN_SHARE * run.rps)
-                        for in_flight in IN_FLIGHT:
-                            await one.closed(turn, in_flight)
-                            if in_flight == 64:
-                                await two.closed(turn, in_flight)
-                                await noop.closed(turn, in_flight)
-                        await one.open_loop(turn, rate)
+            one = Stage(results, plan, models.workload(model, instances=1))
+            two = Stage(results, plan, models.workload(model, instances=2))
+            noop = Stage(results, plan, await echo.workload(1, 0.0, one.workload.x))
+            async with one, two, noop:
+                await one.open(everyone)
+                await two.open(some(everyone, "native", "bridge", "executor"))
+                await noop.open(some(everyone, "direct"))
+                rate = 0
+                for turn in range(plan.rounds):
+                    run = await against_the_loop(model, 1)
+                    await against_the_loop(model, 2)
+                    rate = rate or int(OPEN_SHARE * run.rps)
+                    for in_flight in IN_FLIGHT:
+                        await one.closed(turn, in_flight)
+                        if in_flight == 64:
+                            await two.closed(turn, in_flight)
+                            await noop.closed(turn, in_flight)
+                    await one.open_loop(turn, rate)
 
 
 async def batching_suite(results: Results, plan: Plan) -> None:
